@@ -1,0 +1,18 @@
+# Every target uses the tools of the active environment: pip install -e ".[test]" brings them all.
+.PHONY: check format test test-slow
+
+check:
+	ruff check .
+	ruff format --check .
+	codespell .
+	pyright
+
+format:
+	ruff check --fix .
+	ruff format .
+
+test:
+	python -m pytest
+
+test-slow:
+	python -m pytest -m slow --timeout 3600

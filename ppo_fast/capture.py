@@ -1,0 +1,204 @@
+"""Executables: leave a function eager, compile it, or capture it as a CUDA graph.
+
+The functions themselves are written once, eagerly. This module decides what happens to them and prepares the process:
+where compiled code is cached, how fp32 products run, how the C library handles large buffers.
+"""
+
+import ctypes
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Measured with 64 envs of CartPole on 2 CPU cores, cold cache (benchmarks/LOG.md): seconds to compile everything, and the
+# share of an eager iteration that compiling saves.
+COMPILE_SECONDS = 45.0
+COMPILE_SAVES = 0.6
+# What an eager iteration costs on such a machine, to predict a run: per policy-and-environment step, per minibatch, and
+# per GFLOP of products.
+SECONDS_PER_STEP, SECONDS_PER_MINIBATCH, SECONDS_PER_GFLOP = 2.5e-4, 7e-4, 1.5e-2
+
+
+# Rollout steps compiled as one graph on a CPU: more costs compile time in proportion and saves little (LOG.md).
+CHUNK = 8
+
+
+class Stopwatch:
+    """Seconds by name: `lap(name)` books the time since the lap before. It starts when the process did."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._last = time.time()
+        self._process = True
+
+    def lap(self, name: str) -> None:
+        """Book the seconds since the last lap under `name`."""
+        now = time.time()
+        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
+        self._last = now
+
+
+def compiler_on_path() -> bool:
+    """Whether a C++ compiler that torch.compile can call is there."""
+    return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++") if name)
+
+
+def eager_seconds(iterations: int, steps: int, minibatches: int, gflops: float) -> float:
+    """Predicted seconds of `iterations` eager iterations on a CPU: each `steps` rollout steps and `minibatches` updates."""
+    return iterations * (steps * SECONDS_PER_STEP + minibatches * SECONDS_PER_MINIBATCH + gflops * SECONDS_PER_GFLOP)
+
+
+def decide(mode: str, device: torch.device, eager: float) -> tuple[bool, str]:
+    """Whether to compile, and why, in words.
+
+    Args:
+        mode: "auto", "on" or "off". auto compiles only what will pay for its compilation within this run. It is decided
+            from the flags alone, never from a clock, so that equal seeds give equal runs.
+        eager: predicted seconds of the run without compiling (`eager_seconds`).
+    """
+    if mode == "off":
+        return False, "eager (--compile off)"
+    if device.type == "cpu" and not compiler_on_path():
+        return False, "eager (warning: torch.compile needs a C++ compiler such as g++, and none is on the PATH)"
+    if mode == "on":
+        return True, "compiled (--compile on)"
+    if eager * COMPILE_SAVES > COMPILE_SECONDS:
+        return True, f"compiled (saves more than the {COMPILE_SECONDS:.0f} s that compiling takes)"
+    return False, f"eager (about {eager:.0f} s of training; compiling takes up to {COMPILE_SECONDS:.0f} s first)"
+
+
+def prepare(device: torch.device) -> None:
+    """Set up this process: compile cache on disk, reuse of large buffers. May be called again."""
+    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
+        base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(base / "ppo_fast" / "inductor")
+    if device.type == "cpu" and sys.platform == "linux":
+        _keep_large_buffers()
+
+
+def _keep_large_buffers() -> None:
+    # glibc hands every buffer above 128 KB back to the system and faults it in again at the next use: half of the time of
+    # a large update. M_TRIM_THRESHOLD = -1, M_TOP_PAD = -2, M_MMAP_THRESHOLD = -3 in malloc.h; musl has no mallopt.
+    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
+    if mallopt is not None:
+        for option, value in ((-1, 1 << 30), (-2, 1 << 26), (-3, 1 << 30)):
+            mallopt(option, value)
+
+
+def eager(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as it is."""
+    return function
+
+
+def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+    """One graph for fixed shapes; a graph break is an error. Each shape it is called with compiles once."""
+    return torch.compile(function, fullgraph=True, dynamic=False)
+
+
+class FastProducts:
+    """Context: on a CPU, fp32 matrix products of many rows through oneDNN, about twice as fast as MKL's there.
+
+    The "medium" precision setting selects it, and allows bf16 units where a CPU has them. On such a processor the result
+    would change by more than float32 rounding; a product is probed once, and then the setting is left alone.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.usable = device.type == "cpu" and _agrees_with_fp32()
+
+    def __enter__(self) -> None:
+        if self.usable:
+            torch.set_float32_matmul_precision("medium")
+
+    def __exit__(self, *error: object) -> None:
+        if self.usable:
+            torch.set_float32_matmul_precision("highest")
+
+
+def _agrees_with_fp32() -> bool:
+    generator = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(256, 256, generator=generator) for _ in range(2))
+    torch.set_float32_matmul_precision("medium")
+    fast = a @ b
+    torch.set_float32_matmul_precision("highest")
+    exact = a.double() @ b.double()
+    return float((fast - exact).norm() / exact.norm()) < 2e-6
+
+
+class CudaGraph:
+    """A function without arguments, captured once as a CUDA graph and replayed by calling this object.
+
+    The function must read and write tensors that stay where they are, with static shapes and no host sync. It runs three
+    times before capture, to warm up, so `state` lists what these runs must not change: it is put back afterwards.
+
+    Args:
+        function: returns a tensor or tuple of tensors; a replay refreshes these very tensors.
+        state: tensors changed in place by the function.
+        generators: random generators it draws from; a replay goes on with their streams.
+    """
+
+    def __init__(self, function: Callable[[], Any], state: list[Tensor], generators: list[torch.Generator]) -> None:
+        saved = [tensor.clone() for tensor in state]
+        streams = [generator.get_state() for generator in generators]
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                function()
+        torch.cuda.current_stream().wait_stream(side)
+        for generator, stream in zip(generators, streams, strict=True):
+            generator.set_state(stream)
+        self.graph = torch.cuda.CUDAGraph()
+        for generator in generators:
+            self.graph.register_generator_state(generator)
+        with torch.cuda.graph(self.graph):
+            self.result = function()
+        for tensor, value in zip(state, saved, strict=True):
+            tensor.copy_(value)
+
+    def __call__(self) -> Any:
+        self.graph.replay()
+        return self.result
+
+
+def assign(targets: Iterable[Tensor], values: Iterable[Tensor]) -> None:
+    """Copy values into tensors that stay where they are, which is what a captured graph needs."""
+    for target, value in zip(targets, values, strict=True):
+        target.copy_(value)
+
+
+def rehearse(function: Callable[[], Any], state: list[Tensor], generators: list[torch.Generator]) -> None:
+    """Run a function once so that all it needs is compiled, then put back the tensors and generators it changed."""
+    saved = [tensor.clone() for tensor in state]
+    streams = [generator.get_state() for generator in generators]
+    function()
+    assign(state, saved)
+    for generator, stream in zip(generators, streams, strict=True):
+        generator.set_state(stream)
+
+
+def pick_device(cuda: bool) -> torch.device:
+    """The CUDA device where it is wanted and there is one (of this process's local rank), else the CPU."""
+    if cuda and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cpu")
+
+
+def versions(device: torch.device) -> dict[str, Any]:
+    """What a result depends on besides the flags: versions, device, processor, threads."""
+    packages = ("ppo_fast", "torch", "numpy", "gymnasium")
+    found = {name: importlib.metadata.version(name) for name in packages}
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
+    return {
+        "versions": {"python": platform.python_version(), **found},
+        "device": str(device),
+        "device_name": name,
+        "threads": torch.get_num_threads(),
+    }

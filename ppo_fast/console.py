@@ -1,0 +1,357 @@
+"""What a run says while it trains and when it has ended: a live panel in a terminal, plain lines anywhere else.
+
+    with Console(total_steps, title="CartPole-v1, seed 1") as console:
+        console.start(["environment  CartPole-v1 (tensor)", "device       cpu"])
+        console.phase("compiling")
+        console.update(row, advice)            # as often as you like: it draws at most DRAWS_PER_SECOND times a second
+        console.summary(result, advice, run_folder, next_commands)
+
+Plain lines are ASCII `name=value` pairs, so that `grep`, `awk` and a cluster's log file can read them.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+import textwrap
+import time
+from collections.abc import Mapping, Sequence
+from itertools import pairwise
+from typing import Any, Protocol, Self, TextIO
+
+DRAWS_PER_SECOND = 4.0  # a drawing costs about 1 ms in the training thread
+SECONDS_BETWEEN_LINES = 2.0
+PANEL_WIDTH = 100
+SPARKS = "▁▂▃▄▅▆▇█"
+# Readable on light and on dark terminals and apart from each other without colour vision; the sign says it once more.
+COLOURS = {"ok": "#0a84c6", "warn": "#d55e00", "stop": "bold #d55e00"}
+SIGNS = {"ok": "●", "warn": "▲", "stop": "✖"}
+# Name in a plain line, name in the panel, column, number format.
+LOSSES = (
+    ("policy_loss", "policy loss", "losses/policy_loss", ".4f"),
+    ("value_loss", "value loss", "losses/value_loss", ".4g"),
+    ("entropy", "entropy", "losses/entropy", ".3f"),
+    ("approx_kl", "approx KL", "losses/approx_kl", ".4f"),
+    ("clipfrac", "clip fraction", "losses/clipfrac", ".3f"),
+    ("explained_variance", "expl. variance", "losses/explained_variance", ".3f"),
+)
+LABEL_WIDTH = 12  # of the summary
+
+
+class AdviceLike(Protocol):
+    """What the console reads of an advice: severity is "ok", "warn" or "stop"."""
+
+    @property
+    def key(self) -> str: ...
+
+    @property
+    def severity(self) -> str: ...
+
+    @property
+    def text(self) -> str: ...
+
+
+class Console:
+    """The voice of one run.
+
+    Args:
+        total_steps: environment steps of the whole run, all environments together.
+        quiet: say nothing but warnings (to stderr) and one line at the end.
+        title: what runs, shown above the panel's border.
+        stream: where to write, stdout by default. It gets the live panel if it is a terminal that can show one.
+    """
+
+    def __init__(
+        self, total_steps: int, quiet: bool = False, title: str = "ppo_fast", stream: TextIO | None = None
+    ) -> None:
+        self.total_steps = total_steps
+        self.quiet = quiet
+        self.title = title
+        self._stream = sys.stdout if stream is None else stream
+        self._live = None
+        self._screen = None if quiet or not _can_draw(self._stream) else _screen(self._stream)
+        self._interval = SECONDS_BETWEEN_LINES if self._screen is None else 1.0 / DRAWS_PER_SECOND
+        self._next_draw = 0.0
+        self._phase = "starting"
+        self._row: Mapping[str, Any] = {}
+        self._advice: Sequence[AdviceLike] = ()
+        self._drawn = True
+        self._said: set[str] = set()
+        self._returns: list[float] = []
+        self._pending: list[float] = []
+        self._drawings_per_point = 1
+
+    def start(self, lines: Sequence[str]) -> None:
+        """Print the header and open the live panel."""
+        if self.quiet:
+            return
+        for line in lines:
+            self._print(line)
+        if self._screen is not None:
+            from rich.live import Live
+
+            # Drawn by update() alone: a second thread would take the interpreter lock in the middle of an iteration.
+            self._live = Live(self._panel(), console=self._screen, auto_refresh=False, transient=True)
+            self._live.start(refresh=True)
+
+    def phase(self, name: str) -> None:
+        """Say at once what goes on now ("compiling", "training", "evaluating")."""
+        self._phase = name
+        if self._live is not None:
+            self._live.update(self._panel(), refresh=True)
+        elif not self.quiet:
+            self._print(f"{name} ...")
+
+    def update(self, row: Mapping[str, Any], advice: Sequence[AdviceLike] = ()) -> None:
+        """Show the newest row of metrics. Returns in about a microsecond when it isn't time to draw."""
+        self._row, self._advice, self._drawn = row, advice, False
+        now = time.perf_counter()
+        if now < self._next_draw or self.quiet:
+            return
+        self._draw()
+        self._next_draw = time.perf_counter() + self._interval
+
+    def message(self, text: str) -> None:
+        """Print a line of its own, above the live panel. In quiet mode warnings alone come through, on stderr."""
+        if not self.quiet:
+            self._print(text)
+        elif text.startswith(("warning", "error")):
+            print(text, file=sys.stderr, flush=True)
+
+    def summary(
+        self,
+        result: Mapping[str, Any],
+        advice: Sequence[AdviceLike] = (),
+        folder: str | os.PathLike[str] = "",
+        commands: Sequence[str] = (),
+    ) -> None:
+        """Close the live panel and print how the run ended.
+
+        Args:
+            result: "eval/mean_return", "eval/std_return", "eval/episodes" (greedy), "eval/sampled_mean_return",
+                "eval/sampled_std_return", "global_step", "sps", and "seconds": {"startup": ..., "train": ...}.
+                What is absent is left out.
+            advice: what the diagnostics say of the run; none means that all is well.
+            commands: what the user may type next.
+        """
+        if self.quiet:
+            self._print(_quiet_line(result, folder))
+            return
+        if not self._drawn and self._screen is None:
+            self._draw()
+        self.close()
+        self._print("")
+        for label, text in _summary_lines(result, folder):
+            self._print(f"{label:<{LABEL_WIDTH}}{text}", label)
+        findings = [(f"{SIGNS[item.severity]} {item.text}", COLOURS[item.severity]) for item in advice]
+        for index, (text, colour) in enumerate(findings or [(f"{SIGNS['ok']} no advice", COLOURS["ok"])]):
+            for place, part in enumerate(self._wrapped(text)):
+                self._print(f"{'' if index or place else 'health':<{LABEL_WIDTH}}{part}", "health", colour)
+        for index, command in enumerate(commands):
+            self._print(f"{'' if index else 'next':<{LABEL_WIDTH}}{command}", "next")
+
+    def close(self) -> None:
+        """Take the live panel away and give the terminal its cursor back. May be called again."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        was_live = self._live is not None
+        self.close()
+        if kind is not None and self._row and was_live:
+            self._print(self._plain_line())  # the panel is gone: say where the run stood
+
+    def _draw(self) -> None:
+        self._drawn = True
+        if self._live is not None:
+            self._live.update(self._panel(), refresh=True)
+            return
+        self._print(self._plain_line())
+        for item in self._advice:
+            if item.key not in self._said:
+                self._print(f"health: {item.text}")
+        self._said |= {item.key for item in self._advice}
+
+    def _print(self, text: str, label: str = "", style: str = "") -> None:
+        """One line, never wrapped, so that commands and paths can be copied. `label` is bold, the rest in `style`."""
+        try:
+            if self._screen is not None:
+                from rich.text import Text
+
+                line = Text(text)
+                line.stylize("bold", 0, len(label))
+                line.stylize(style, LABEL_WIDTH, None)
+                self._screen.print(line, soft_wrap=True)
+                return
+            encoding = self._stream.encoding or "ascii"
+            self._stream.write(_plain(text).encode(encoding, "replace").decode(encoding) + "\n")
+            self._stream.flush()
+        except OSError:
+            self.quiet = True  # the reader has gone (a closed pipe, a lost connection): the training has not
+
+    def _wrapped(self, text: str) -> list[str]:
+        """`text` in the lines that fit beside a label in this terminal; one line where there is no terminal."""
+        if self._screen is None:
+            return [text]
+        width = max(20, min(PANEL_WIDTH, self._screen.width) - LABEL_WIDTH)
+        return textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)
+
+    def _percent(self) -> float:
+        return min(100.0, 100.0 * self._row.get("global_step", 0) / max(1, self.total_steps))
+
+    def _seconds_left(self) -> float:
+        sps = _number(self._row.get("charts/SPS"))
+        return (self.total_steps - self._row.get("global_step", 0)) / sps if sps > 0 else math.nan
+
+    def _plain_line(self) -> str:
+        row = self._row
+        parts = [
+            f"step={row.get('global_step', 0)}",
+            f"percent={self._percent():.1f}",
+            f"sps={_show(row.get('charts/SPS'), '.0f')}",
+            f"return={_show(row.get('charts/episodic_return'), '.2f')}",
+            f"length={_show(row.get('charts/episodic_length'), '.1f')}",
+            f"left={_duration(self._seconds_left())}",
+        ]
+        return " ".join(parts + [f"{name}={_show(row.get(column), form)}" for name, _, column, form in LOSSES])
+
+    def _panel(self) -> Any:
+        """The live panel for the newest row."""
+        from rich.console import Group
+        from rich.panel import Panel
+        from rich.text import Text
+
+        assert self._screen is not None
+        # Three columns stay free: the terminal's own "^C" would otherwise begin a line that nothing erases.
+        width = max(20, min(PANEL_WIDTH, self._screen.width - 3) - 4)
+        self._remember_return(_number(self._row.get("charts/episodic_return")))
+        label = f" {self._percent():3.0f} %   {_duration(self._seconds_left())} left"
+        body = Text(no_wrap=True, overflow="ellipsis")
+        body.append_text(_bar(width - len(label), self._percent() / 100)).append(label + "\n\n")
+        columns = 3 if width >= 75 else 2
+        for index, (name, value) in enumerate(self._facts()):
+            body.append(f"{name:<15}", "dim").append(value.ljust(width // columns - 15), "bold")
+            body.append("\n" if index % columns == columns - 1 else "")
+        body.append(f"{'return so far':<15}", "dim").append(_sparkline(self._returns, width - 15), COLOURS["ok"])
+        parts = Group(body, Text(), _health_text(self._advice))
+        return Panel(parts, title=self.title, title_align="left", border_style="dim", width=width + 4)
+
+    def _facts(self) -> list[tuple[str, str]]:
+        """The named figures of the panel. Twelve of them, so that two columns and three are full."""
+        row = self._row
+        return [
+            ("step", f"{row.get('global_step', 0):,}"),
+            ("of", f"{self.total_steps:,}"),
+            ("phase", self._phase),
+            ("return", _show(row.get("charts/episodic_return"), ".2f")),
+            ("length", _show(row.get("charts/episodic_length"), ".1f")),
+            ("steps/s", _show(row.get("charts/SPS"), ",.0f")),
+            *((name, _show(row.get(column), form)) for _, name, column, form in LOSSES),
+        ]
+
+    def _remember_return(self, value: float) -> None:
+        """Keep the curve of the whole run in under 200 points, each the mean of equally many drawings, twice as many
+        whenever it is full."""
+        if not math.isfinite(value):
+            return
+        self._pending.append(value)
+        if len(self._pending) < self._drawings_per_point:
+            return
+        self._returns.append(sum(self._pending) / len(self._pending))
+        self._pending.clear()
+        if len(self._returns) >= 200:
+            pairs = zip(self._returns[::2], self._returns[1::2], strict=True)
+            self._returns = [(first + second) / 2 for first, second in pairs]
+            self._drawings_per_point *= 2
+
+
+def _can_draw(stream: TextIO) -> bool:
+    """Whether `stream` is a terminal that moves its cursor and shows the signs the panel is made of."""
+    encoding = (getattr(stream, "encoding", None) or "ascii").lower()
+    return stream.isatty() and encoding.startswith("utf") and os.environ.get("TERM", "dumb") != "dumb"
+
+
+def _screen(stream: TextIO) -> Any:
+    from rich.console import Console as RichConsole
+
+    return RichConsole(file=stream, highlight=False, markup=False)
+
+
+def _bar(width: int, done: float) -> Any:
+    from rich.text import Text
+
+    full = round(max(0, width) * done)
+    return Text("━" * full, COLOURS["ok"]).append("━" * (width - full), "dim")
+
+
+def _health_text(advice: Sequence[AdviceLike]) -> Any:
+    from rich.text import Text
+
+    if not advice:
+        return Text.assemble((SIGNS["ok"], COLOURS["ok"]), " health: no advice")
+    return Text("\n").join(Text(f"{SIGNS[item.severity]} {item.text}", COLOURS[item.severity]) for item in advice)
+
+
+def _sparkline(values: Sequence[float], width: int) -> str:
+    """`values` as one line of blocks from their lowest to their highest; means of neighbours where they don't fit."""
+    if not values:
+        return "no episode has ended yet"
+    count = max(1, min(width, len(values)))
+    edges = [index * len(values) // count for index in range(count + 1)]
+    means = [sum(values[a:b]) / (b - a) for a, b in pairwise(edges)]
+    low, high = min(means), max(means)
+    scale = (len(SPARKS) - 1) / (high - low) if high > low else 0.0
+    return "".join(SPARKS[round((mean - low) * scale)] for mean in means)
+
+
+def _summary_lines(result: Mapping[str, Any], folder: str | os.PathLike[str]) -> list[tuple[str, str]]:
+    lines = []
+    episodes = result.get("eval/episodes")
+    for kind, prefix in (("greedy", "eval/"), ("sampled", "eval/sampled_")):
+        mean, std = result.get(f"{prefix}mean_return"), result.get(f"{prefix}std_return")
+        if mean is not None:
+            over = f"  over {episodes} episodes" if episodes else ""
+            text = f"{kind:<9}{_show(mean, '.2f')} ± {_show(std, '.2f')}{over}"
+            lines.append(("" if lines else "evaluation", text))
+    if "sps" in result:
+        lines.append(("speed", f"{_show(result['sps'], ',.0f')} steps/s, {result.get('global_step', 0):,} steps"))
+    seconds = result.get("seconds") or {}
+    if seconds:
+        parts = [f"{name} {_show(value, '.1f')}" for name, value in seconds.items()]
+        lines.append(("seconds", "   ".join([*parts, f"total {sum(map(_number, seconds.values())):.1f}"])))
+    if folder:
+        lines.append(("run folder", os.fspath(folder)))
+    return lines
+
+
+def _quiet_line(result: Mapping[str, Any], folder: str | os.PathLike[str]) -> str:
+    mean, std = _show(result.get("eval/mean_return"), ".2f"), _show(result.get("eval/std_return"), ".2f")
+    return f"return={mean} std={std} sps={_show(result.get('sps'), '.0f')} folder={os.fspath(folder)}"
+
+
+def _plain(text: str) -> str:
+    """`text` for a log file: the signs that ASCII lacks, written in ASCII."""
+    return text.replace("±", "+-").replace("● ", "").replace("▲ ", "! ").replace("✖ ", "!! ")
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _show(value: Any, form: str) -> str:
+    """`value` in the number format `form`, "-" where there is none."""
+    number = _number(value)
+    return "-" if math.isnan(number) else format(number, form)
+
+
+def _duration(seconds: float) -> str:
+    """Seconds as 0:04, 12:30 or 3:05:00; "-:--" when unknown."""
+    if not math.isfinite(seconds):
+        return "-:--"
+    minutes, rest = divmod(round(max(0.0, seconds)), 60)
+    return f"{minutes // 60}:{minutes % 60:02d}:{rest:02d}" if minutes >= 60 else f"{minutes}:{rest:02d}"

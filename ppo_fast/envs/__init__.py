@@ -1,0 +1,228 @@
+"""Environments: one contract in front of every environment, wherever it runs.
+
+`make` returns a gymnasium.vector.VectorEnv that takes and returns torch tensors on a device:
+
+    reset(seed=s)  -> obs (N, *S), info
+    step(actions)  -> obs (N, *S) float32, reward (N,) float32, terminated (N,) bool, truncated (N,) bool, info
+    info["final_obs"]   (N, *S)  the true successor state, equal to obs where no episode ended
+    info["_final_obs"]  (N,)     bool, where an episode ended
+    info["valid"]       (N,)     bool, False for the reset row of a NEXT_STEP environment: never an experience
+    info["action_mask"] (N, n)   bool, where the environment offers one
+
+Discrete actions start at 0 and are (N,); MultiDiscrete and Box actions are flat, (N, A), and Box actions are clipped
+to their bounds. Observations are float32; discrete ones one-hot, dicts and tuples flattened.
+"""
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium
+import torch
+from gymnasium import error
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import AutoresetMode, VectorEnv
+
+from ppo_fast.envs.host import HostVectorEnv, KeepFinalObs
+from ppo_fast.envs.spaces import ActionDecoder, ObservationEncoder
+from ppo_fast.envs.tensor import TensorVectorEnv
+
+BACKENDS = ("auto", "tensor", "entry_point", "sync", "async")
+
+# Gymnasium's JAX vector environments drop the transition of every environment whenever one of them ends (seen in
+# 1.4.0), so `auto` passes them over; naming the backend still uses them.
+_FAULTY_ENTRY_POINTS = ("gymnasium.envs.phys2d.", "gymnasium.envs.tabular.")
+
+# Which extra of ppo_fast brings what an entry point needs.
+_EXTRAS = {"gymnasium.envs.box2d": "box2d", "gymnasium.envs.mujoco": "mujoco"}
+
+
+def make(
+    env_id: str, num_envs: int, device: torch.device | str = "cpu", backend: str = "auto", **env_kwargs: Any
+) -> TensorVectorEnv | HostVectorEnv:
+    """Make N environments behind the contract above.
+
+    `auto` takes the first of these that exists and takes `env_kwargs`: a tensor environment, a registered vector
+    entry point, sync. It never takes async: a message to a worker costs more than a step of a light environment. Name
+    it when one step takes far longer than 0.1 ms.
+
+    Args:
+        env_id: a gymnasium id; `module:Env-v0` imports the module first, which registers the id.
+        num_envs: N.
+        device: where tensors are returned.
+        backend: one of BACKENDS.
+        env_kwargs: for the environment, e.g. `max_episode_steps`; `render_mode` needs the sync backend, and `auto`
+            picks it then.
+
+    Returns:
+        An environment with the attributes `backend` (the choice made), `device`, `spec_id` (env_id), `num_envs`,
+        `single_observation_space` (Box) and `single_action_space` (Discrete, MultiDiscrete or Box).
+
+    Raises:
+        ValueError: naming --env-id, --num-envs or --backend, in one line.
+    """
+    if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
+        raise ValueError(f"--num-envs: must be a whole number of at least 1, got {num_envs}")
+    if backend not in BACKENDS:
+        raise ValueError(f"--backend: no backend {backend!r}; choose from {', '.join(BACKENDS)}")
+    spec = _find_spec(env_id)
+    backend = _choose(spec, env_id, backend, env_kwargs)
+    try:
+        if backend == "tensor":
+            env = _make_tensor(spec, num_envs, torch.device(device), env_kwargs)
+        else:
+            env = _make_host(spec, env_id, num_envs, torch.device(device), backend, env_kwargs)
+    except (error.DependencyNotInstalled, ImportError) as problem:
+        raise ValueError(f"--env-id: {env_id} needs a package that is missing; {_remedy(spec, problem)}") from problem
+    except error.Error as problem:
+        raise ValueError(f"--env-id: {env_id} can't be made: {_first_line(problem)}") from problem
+    env.spec_id = env_id
+    return env
+
+
+def available_backends(env_id: str) -> tuple[str, ...]:
+    """The backends that `env_id` has, fastest first, without "auto".
+
+    Raises:
+        ValueError: naming --env-id, when there is no such environment.
+    """
+    spec = _find_spec(env_id)
+    found = []
+    if _tensor_spec(spec) is not None:
+        found.append("tensor")
+    if spec.vector_entry_point is not None and not spec.id.startswith("ppo_fast/") and _tensor_spec(spec) is not spec:
+        found.append("entry_point")
+    if spec.entry_point is not None:
+        found += ["sync", "async"]
+    return tuple(found)
+
+
+def _choose(spec: EnvSpec, env_id: str, backend: str, env_kwargs: dict[str, Any]) -> str:
+    """The backend to use; see make()."""
+    available = available_backends(env_id)
+    if backend != "auto":
+        if backend not in available:
+            raise ValueError(f"--backend: {env_id} has no {backend} backend; it has {', '.join(available)}")
+        if backend in ("tensor", "entry_point") and not _takes(_creator(spec, backend), env_kwargs):
+            raise ValueError(f"--backend: {backend} {env_id} does not take {', '.join(env_kwargs)}; use sync")
+        return backend
+    if "render_mode" in env_kwargs and "sync" in available:
+        return "sync"
+    if "tensor" in available and _takes(_creator(spec, "tensor"), env_kwargs):
+        return "tensor"
+    faulty = str(spec.vector_entry_point).startswith(_FAULTY_ENTRY_POINTS)
+    if "entry_point" in available and not faulty and _takes(_creator(spec, "entry_point"), env_kwargs):
+        return "entry_point"
+    return "sync" if "sync" in available else available[0]
+
+
+def _find_spec(env_id: str) -> EnvSpec:
+    module, _, name = env_id.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ImportError as problem:
+            raise ValueError(f"--env-id: can't import {module!r} of {env_id!r}: {_first_line(problem)}") from problem
+    spec = gymnasium.registry.get(name)
+    if spec is not None:
+        return spec
+    known = [candidate for candidate in gymnasium.registry if not candidate.startswith("ppo_fast/")]
+    near = difflib.get_close_matches(name, known, n=3)
+    if near:
+        raise ValueError(f"--env-id: no environment {env_id!r}; did you mean {' or '.join(near)}?")
+    raise ValueError(f"--env-id: no environment {env_id!r}; ids of other packages are written module:Env-v0")
+
+
+def _tensor_spec(spec: EnvSpec) -> EnvSpec | None:
+    """The spec whose vector entry point is a tensor environment of `spec`: our own twin of it, or itself."""
+    twin = gymnasium.registry.get(f"ppo_fast/{spec.id}")
+    if twin is not None:
+        return twin
+    try:
+        creator = _load(spec.vector_entry_point)
+    except ImportError:
+        return None
+    return spec if isinstance(creator, type) and issubclass(creator, TensorVectorEnv) else None
+
+
+def _creator(spec: EnvSpec, backend: str) -> Any:
+    """What is called with the environment's arguments, or None where it can't be imported: making it will tell why."""
+    chosen = _tensor_spec(spec) if backend == "tensor" else spec
+    try:
+        return None if chosen is None else _load(chosen.vector_entry_point)
+    except ImportError:
+        return None
+
+
+def _load(entry_point: str | Callable | None) -> Any:
+    if not isinstance(entry_point, str):
+        return entry_point
+    module, _, name = entry_point.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _takes(creator: Any, env_kwargs: dict[str, Any]) -> bool:
+    """Whether all of `env_kwargs` are parameters of `creator`."""
+    if creator is None:
+        return True
+    parameters = inspect.signature(creator).parameters
+    return any(p.kind is p.VAR_KEYWORD for p in parameters.values()) or all(name in parameters for name in env_kwargs)
+
+
+def _make_tensor(spec: EnvSpec, num_envs: int, device: torch.device, env_kwargs: dict[str, Any]) -> TensorVectorEnv:
+    tensor_spec = _tensor_spec(spec)
+    assert tensor_spec is not None
+    env = gymnasium.make_vec(
+        tensor_spec.id, num_envs, vectorization_mode="vector_entry_point", device=device, **env_kwargs
+    )
+    assert isinstance(env, TensorVectorEnv)
+    return env
+
+
+def _make_host(
+    spec: EnvSpec, env_id: str, num_envs: int, device: torch.device, backend: str, env_kwargs: dict[str, Any]
+) -> HostVectorEnv:
+    if backend == "entry_point":
+        envs = gymnasium.make_vec(spec.id, num_envs, vectorization_mode="vector_entry_point", **env_kwargs)
+    else:
+        envs = _make_single_envs(spec, env_id, num_envs, backend, env_kwargs)
+    try:
+        return HostVectorEnv(envs, device, backend, env_id)
+    except ValueError:
+        envs.close()
+        raise
+
+
+def _make_single_envs(spec: EnvSpec, env_id: str, num_envs: int, backend: str, env_kwargs: dict[str, Any]) -> VectorEnv:
+    """N single environments in this process or a process each. SAME_STEP spares NEXT_STEP's extra row per episode."""
+    # One probe first: an unsupported space or a missing package is then told before N environments or processes exist.
+    probe = gymnasium.make(spec.id, disable_env_checker=True, **env_kwargs)
+    try:
+        ObservationEncoder(probe.observation_space, env_id)
+        ActionDecoder(probe.action_space, num_envs, env_id)
+    finally:
+        probe.close()
+    return gymnasium.make_vec(
+        spec.id,
+        num_envs,
+        vectorization_mode=backend,
+        # The adapter copies what it is given, so gymnasium need not.
+        vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP, "copy": False},
+        wrappers=[KeepFinalObs],
+        disable_env_checker=True,
+        **env_kwargs,
+    )
+
+
+def _remedy(spec: EnvSpec, problem: Exception) -> str:
+    """How to get the missing package."""
+    for prefix, extra in _EXTRAS.items():
+        if str(spec.entry_point).startswith(prefix):
+            return f'pip install "ppo_fast[{extra}]"'
+    return _first_line(problem)
+
+
+def _first_line(problem: Exception) -> str:
+    return (str(problem).strip() or type(problem).__name__).splitlines()[0]

@@ -1,0 +1,70 @@
+"""CartPole-v1 as a tensor environment: the dynamics of gymnasium.envs.classic_control.CartPoleEnv in float32."""
+
+import math
+
+import numpy as np
+import torch
+from gymnasium import spaces
+
+from ppo_fast.envs.tensor import State, TensorVectorEnv
+
+GRAVITY = 9.8
+POLE_MASS = 0.1
+TOTAL_MASS = 1.1
+POLE_HALF_LENGTH = 0.5
+POLE_MASS_LENGTH = POLE_MASS * POLE_HALF_LENGTH
+FORCE = 10.0
+TIME_STEP = 0.02  # seconds
+ANGLE_LIMIT = 12 * 2 * math.pi / 360
+POSITION_LIMIT = 2.4
+
+
+class TensorCartPole(TensorVectorEnv):
+    """N cart-poles; physics is (N, 4): position (m), velocity, pole angle (rad), angular velocity; elapsed is (N,)
+    int32.
+
+    The reward is 1 on every step, the one that ends the episode included. With `sutton_barto_reward` it is 0, and -1
+    on termination.
+    """
+
+    spec_id = "CartPole-v1"
+    reset_noise_size = 4
+
+    def __init__(
+        self,
+        num_envs: int = 1,
+        max_episode_steps: int = 500,
+        sutton_barto_reward: bool = False,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        high = np.array([2 * POSITION_LIMIT, np.inf, 2 * ANGLE_LIMIT, np.inf], dtype=np.float32)
+        super().__init__(num_envs, max_episode_steps, spaces.Box(-high, high), spaces.Discrete(2), device)
+        self.sutton_barto_reward = sutton_barto_reward
+
+    def initial_state(self, noise: torch.Tensor) -> State:
+        """Physics uniform in [-0.05, 0.05)."""
+        return noise * 0.1 - 0.05, torch.zeros_like(noise[:, 0], dtype=torch.int32)
+
+    def observation(self, state: State) -> torch.Tensor:
+        """The physics itself."""
+        return state[0]
+
+    def transition(
+        self, state: State, action: torch.Tensor, noise: torch.Tensor
+    ) -> tuple[State, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """One explicit Euler step; action (N,) 1 pushes right, all else left."""
+        physics, elapsed = state  # (N, 4), (N,)
+        _, x_dot, theta, theta_dot = physics.unbind(-1)
+        force = torch.where(action == 1, FORCE, -FORCE).to(physics.dtype)
+        cos, sin = torch.cos(theta), torch.sin(theta)
+
+        temp = (force + POLE_MASS_LENGTH * theta_dot.square() * sin) / TOTAL_MASS
+        theta_acc = (GRAVITY * sin - cos * temp) / (POLE_HALF_LENGTH * (4 / 3 - POLE_MASS * cos.square() / TOTAL_MASS))
+        x_acc = temp - POLE_MASS_LENGTH * theta_acc * cos / TOTAL_MASS
+        physics = physics + TIME_STEP * torch.stack((x_dot, x_acc, theta_dot, theta_acc), dim=-1)
+
+        elapsed = elapsed + 1
+        terminated = (physics[:, 0].abs() > POSITION_LIMIT) | (physics[:, 2].abs() > ANGLE_LIMIT)
+        truncated = elapsed >= self.max_episode_steps
+        reward = -terminated.to(physics.dtype) if self.sutton_barto_reward else torch.ones_like(theta)
+        return (physics, elapsed), physics, reward, terminated, truncated

@@ -1,0 +1,231 @@
+"""TensorVectorEnv: vector environments whose state lives in tensors, written as pure functions.
+
+A subclass gives `initial_state`, `observation` and `transition`. They take the state and uniform random numbers and
+return new tensors, so they can be compiled, captured in a CUDA graph, replayed and checked. This base adds the
+autoreset (`step_state`, pure as well) and the thin gymnasium shell (`reset`, `step`). Letters: T steps, N envs, D
+observation size, A action size.
+"""
+
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from gymnasium import spaces
+from gymnasium.error import ResetNeeded
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+State = tuple[torch.Tensor, ...]
+
+
+class TensorVectorEnv(VectorEnv):
+    """Base of the tensor environments: SAME_STEP autoreset, static shapes, no device synchronisation in a step.
+
+    Args:
+        num_envs: N, at least 1.
+        max_episode_steps: an episode is truncated at this many steps.
+        single_observation_space: a float32 Box of shape (D,).
+        single_action_space: Discrete (actions (N,)) or a float32 Box of shape (A,) (actions (N, A), clipped to its
+            bounds). Discrete values are not range-checked: that would read the device on every step.
+        device: where the state, the noise and all that is returned live.
+
+    Raises:
+        ValueError: for fewer than one environment, or a wrong number of actions, seed, mask or saved state.
+    """
+
+    backend = "tensor"
+    spec_id = ""
+    # One name per tensor of the state, in order; they are the keys of get_state().
+    state_names: ClassVar[tuple[str, ...]] = ("physics", "elapsed")
+    # Uniform [0, 1) numbers that initial_state and transition consume, per env and step.
+    reset_noise_size: int = 0
+    step_noise_size: int = 0
+
+    def __init__(
+        self,
+        num_envs: int,
+        max_episode_steps: int,
+        single_observation_space: spaces.Box,
+        single_action_space: spaces.Discrete | spaces.Box,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"--num-envs: at least 1 is needed, got {num_envs}")
+        # A copy per instance: gymnasium's wrappers write into metadata.
+        self.metadata = {"render_modes": [], "autoreset_mode": AutoresetMode.SAME_STEP}
+        self.num_envs = num_envs
+        self.max_episode_steps = max_episode_steps
+        self.device = torch.device(device)
+        self.single_observation_space = single_observation_space
+        self.single_action_space = single_action_space
+        self.observation_space = batch_space(single_observation_space, num_envs)
+        self.action_space = batch_space(single_action_space, num_envs)
+        self.state: State = ()  # empty until the first reset
+        self._generator = torch.Generator(device=self.device)
+        self._seeded = False
+        self._action_bounds: tuple[torch.Tensor, torch.Tensor] | None = None
+        if isinstance(single_action_space, spaces.Box):
+            low, high = single_action_space.low, single_action_space.high
+            self._action_bounds = (torch.tensor(low, device=self.device), torch.tensor(high, device=self.device))
+
+    # The pure core.
+
+    def initial_state(self, noise: torch.Tensor) -> State:
+        """The state at the start of an episode, from noise (N, reset_noise_size); every tensor is (N, ...)."""
+        raise NotImplementedError
+
+    def observation(self, state: State) -> torch.Tensor:
+        """What the policy sees of a state: (N, D) float32. It may be a view of the state."""
+        raise NotImplementedError
+
+    def transition(
+        self, state: State, action: torch.Tensor, noise: torch.Tensor
+    ) -> tuple[State, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """One step of every environment, without autoreset; it counts the elapsed steps itself.
+
+        Args:
+            state: as `initial_state` returns it.
+            action: (N,) for Discrete, (N, A) for Box.
+            noise: (N, step_noise_size).
+
+        Returns:
+            next state, obs (N, D) of it, reward (N,) float32, terminated (N,) bool, truncated (N,) bool.
+        """
+        raise NotImplementedError
+
+    def step_state(
+        self, state: State, action: torch.Tensor, noise: torch.Tensor
+    ) -> tuple[State, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+        """One step with SAME_STEP autoreset, pure; Box actions are clipped to their bounds as the host adapter does.
+
+        Args:
+            state: as `initial_state` returns it.
+            action: (N,) for Discrete, (N, A) for Box.
+            noise: (N, step_noise_size + reset_noise_size), the step's numbers first.
+
+        Returns:
+            state to go on from, obs (N, D) of it, reward, terminated, truncated (N,), final_obs (N, D): the
+            observation of the true successor, which differs from obs where the episode ended.
+        """
+        if self._action_bounds is not None:
+            action = torch.clamp(action, *self._action_bounds)
+        step_noise, reset_noise = noise[:, : self.step_noise_size], noise[:, self.step_noise_size :]
+        successor, final_obs, reward, terminated, truncated = self.transition(state, action, step_noise)
+        state = _where(terminated | truncated, self.initial_state(reset_noise), successor)
+        return state, self.observation(state), reward, terminated, truncated, final_obs
+
+    # The shell.
+
+    def draw_noise(self, num_steps: int) -> torch.Tensor:
+        """Noise of the next `num_steps` steps, (T, N, step_noise_size + reset_noise_size), from the environment's own
+        generator.
+
+        Drawing T steps at once gives other numbers than T draws of one step.
+        """
+        self._ensure_seeded(None)
+        size = (num_steps, self.num_envs, self.step_noise_size + self.reset_noise_size)
+        return torch.rand(size, generator=self._generator, device=self.device)
+
+    @torch.no_grad()
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[torch.Tensor, dict]:
+        """Start new episodes.
+
+        Args:
+            seed: seeds the generator. None goes on with its stream, which starts from fresh entropy.
+            options: `{"reset_mask": (N,) bool}` resets only these environments.
+
+        Returns:
+            obs (N, D) and an empty info.
+
+        Raises:
+            ValueError: for a negative seed or a mask that isn't (N,) bool.
+            gymnasium.error.ResetNeeded: for a mask before the first reset.
+        """
+        mask = None if options is None else options.get("reset_mask")
+        if mask is not None:
+            mask = self._checked_mask(mask)
+        self._ensure_seeded(seed)
+        state = self.initial_state(self.draw_noise(1)[0, :, self.step_noise_size :])
+        if mask is not None:
+            state = _where(mask, state, self.state)
+        self.state = state
+        return self.observation(state).clone(), {}
+
+    @torch.no_grad()
+    def step(
+        self, actions: torch.Tensor | np.ndarray
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """Step every environment with actions (N,) or (N, A), a tensor or an array.
+
+        Returns:
+            obs (N, D), reward (N,), terminated (N,), truncated (N,), and info with `final_obs` (N, D), the true
+            successor, `_final_obs` (N,), where an episode ended, and `valid` (N,), all True. All are fresh tensors
+            that share no memory with the state.
+
+        Raises:
+            ValueError: when the actions have another shape.
+            gymnasium.error.ResetNeeded: before the first reset.
+        """
+        if not self.state:
+            raise ResetNeeded("reset() must be called before step()")
+        actions = torch.as_tensor(actions, device=self.device)
+        if actions.shape != self.action_space.shape:
+            raise ValueError(f"actions must have the shape {self.action_space.shape}, got {tuple(actions.shape)}")
+        result = self.step_state(self.state, actions, self.draw_noise(1)[0])
+        self.state, obs, reward, terminated, truncated, final_obs = result
+        info = {
+            "final_obs": final_obs,
+            "_final_obs": terminated | truncated,
+            "valid": torch.ones(self.num_envs, dtype=torch.bool, device=self.device),
+        }
+        # observation() may hand out the state itself; a caller that normalises obs in place must not move the cart.
+        return obs.clone(), reward, terminated, truncated, info
+
+    def get_state(self) -> dict[str, torch.Tensor]:
+        """Everything the future depends on, copied: the state's tensors by name, and `generator`, its state."""
+        if not self.state:
+            raise ResetNeeded("reset() must be called before get_state()")
+        saved = {name: tensor.clone() for name, tensor in zip(self.state_names, self.state, strict=True)}
+        return {**saved, "generator": self._generator.get_state()}
+
+    def set_state(self, saved: Mapping[str, torch.Tensor]) -> None:
+        """Go on, bit for bit, from what `get_state` of an equal environment returned.
+
+        Raises:
+            ValueError: when a tensor is missing or belongs to another number of environments.
+        """
+        missing = [name for name in (*self.state_names, "generator") if name not in saved]
+        if missing:
+            raise ValueError(f"the saved state of {self.spec_id or type(self).__name__} lacks {', '.join(missing)}")
+        state = tuple(saved[name].to(self.device, copy=True) for name in self.state_names)
+        if any(tensor.shape[0] != self.num_envs for tensor in state):
+            raise ValueError(f"the saved state is of {state[0].shape[0]} environments, this is one of {self.num_envs}")
+        self._generator.set_state(saved["generator"].cpu())
+        self._seeded = True
+        self.state = state
+
+    def _ensure_seeded(self, seed: int | None) -> None:
+        if seed is not None:
+            if seed < 0:
+                raise ValueError(f"--seed: must be 0 or more, got {seed}")
+            super().reset(seed=int(seed))
+            self._generator.manual_seed(int(seed))
+        elif not self._seeded:
+            self._generator.seed()
+        self._seeded = True
+
+    def _checked_mask(self, mask: torch.Tensor | np.ndarray) -> torch.Tensor:
+        mask = torch.as_tensor(mask, device=self.device)
+        if mask.shape != (self.num_envs,) or mask.dtype != torch.bool:
+            wrong = f"{tuple(mask.shape)} {mask.dtype}"
+            raise ValueError(f"options['reset_mask'] must be ({self.num_envs},) bool, got {wrong}")
+        if not self.state:
+            raise ResetNeeded("the first reset() resets all environments; reset_mask needs one before it")
+        return mask
+
+
+def _where(mask: torch.Tensor, chosen: State, other: State) -> State:
+    """`chosen` where mask (N,) holds, else `other`, for states of tensors (N, ...)."""
+    pairs = zip(chosen, other, strict=True)
+    return tuple(torch.where(mask.view(-1, *[1] * (a.ndim - 1)), a, b) for a, b in pairs)

@@ -1,0 +1,96 @@
+"""Clean stops: a signal sets a flag, the training loop leaves at its next iteration boundary.
+
+    with StopSignal() as stop:
+        while training and not stop.requested:
+            ...
+    save()
+    sys.exit(stop.exit_status)
+
+| signal  | who sends it                                   | exit status |
+|---------|------------------------------------------------|-------------|
+| SIGINT  | Ctrl-C                                         | 130         |
+| SIGTERM | kill, SLURM's scancel, Kubernetes, torchrun    | 143         |
+| SIGUSR1 | SLURM's --signal=USR1@60, ahead of a time limit | 138 (Linux) |
+
+The status is 128 + the signal's number, what a shell shows for a process that the signal killed: a batch script sees
+the same number whether the run stopped cleanly or not, and result.json tells the two apart.
+
+Nothing is done inside the handler itself: a signal may land in the middle of a save, of a collective, of a lock.
+"""
+
+import os
+import signal
+import threading
+import weakref
+from types import FrameType, TracebackType
+from typing import Any
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class StopSignal:
+    """Context manager that turns SIGINT, SIGTERM and SIGUSR1 into `requested`.
+
+    A second SIGINT leaves at once: it raises KeyboardInterrupt where the program stands (exit status 130 by Python's
+    own rule), and from then on SIGINT has the system's default action, so that a third one ends even a hung clean-up.
+
+    Handlers are installed in the main thread only, the one place Python allows; elsewhere the flag just stays down.
+    The earlier handlers come back at exit. Processes forked inside the block (environment workers) get the earlier
+    handlers too, so that `Process.terminate()` works on them, except that they ignore SIGINT and SIGUSR1: Ctrl-C and
+    SLURM signal the whole group, and the workers must live until the iteration is over.
+    """
+
+    def __init__(self) -> None:
+        self.signum: int | None = None
+        """The number of the first signal that asked for a stop."""
+        self._interrupts = 0
+        self._earlier: dict[int, Any] = {}
+
+    def __enter__(self) -> "StopSignal":
+        if threading.current_thread() is threading.main_thread():
+            self._earlier = {signum: signal.signal(signum, self._note) for signum in SIGNALS}
+            # A hook on fork can't be taken back, so it must not keep this object alive.
+            this = weakref.ref(self)
+            os.register_at_fork(after_in_child=lambda: _leave_in_child(this()))
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    @property
+    def requested(self) -> bool:
+        """True once a signal asked for a stop."""
+        return self.signum is not None
+
+    @property
+    def name(self) -> str | None:
+        """The first signal's name, such as "SIGTERM"; None before one came."""
+        return None if self.signum is None else signal.Signals(self.signum).name
+
+    @property
+    def exit_status(self) -> int:
+        """128 + the first signal's number; 0 before one came."""
+        return 0 if self.signum is None else 128 + self.signum
+
+    def _note(self, signum: int, frame: FrameType | None) -> None:
+        self.signum = self.signum or signum
+        self._interrupts += signum == signal.SIGINT
+        if self._interrupts == 2:
+            signal.signal(signal.SIGINT, signal.SIG_DFL)
+            raise KeyboardInterrupt
+
+    def _restore(self) -> None:
+        while self._earlier:
+            signum, handler = self._earlier.popitem()
+            # None: the handler was not installed from Python and can't be put back from here.
+            signal.signal(signum, signal.SIG_DFL if handler is None else handler)
+
+
+def _leave_in_child(stop: StopSignal | None) -> None:
+    """In a process just forked: as if `stop` had never been, but deaf to what is sent to a whole process group."""
+    if stop is not None and stop._earlier:
+        stop._restore()
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        signal.signal(signal.SIGUSR1, signal.SIG_IGN)

@@ -1,0 +1,463 @@
+"""PPO for vector observations: discrete, multi-discrete and continuous actions, any gymnasium environment.
+
+    python -m ppo_fast.train --num-envs 64
+    python -m ppo_fast.train --env-id Acrobot-v1 --seed 3 --track --wandb-mode offline
+    python -m ppo_fast.train --help
+
+Environments with tensor dynamics run on the device; all others go through one host adapter. Everything below is written
+eagerly; the block *Executables* compiles or captures it. Letters: T steps, N envs, B = T·N, M minibatch, S observation
+shape, A action dimensions, P parameters.
+"""
+
+import math
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from typing import Annotated, Any, Literal, NamedTuple
+
+import torch
+from gymnasium.vector import AutoresetMode
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from ppo_fast import capture, cli, networks, ppo
+from ppo_fast import envs as environments
+from ppo_fast.cli import Range
+from ppo_fast.console import Console
+from ppo_fast.envs.tensor import TensorVectorEnv
+from ppo_fast.episodes import episode_stats
+from ppo_fast.health import Health
+from ppo_fast.interrupt import StopSignal
+from ppo_fast.play import play
+from ppo_fast.tracking import Run
+
+Rows = tuple[Tensor, ...]
+
+
+@dataclass
+class Args:
+    """The flags. Names and meaning are CleanRL's where CleanRL has them."""
+
+    exp_name: str = "train"
+    """name of the experiment, part of the run folder's name"""
+    seed: Annotated[int, Range(0, 2**31)] = 1
+    """seed of the networks, the actions, the minibatches and the environments"""
+    torch_deterministic: bool = True
+    """ask cuDNN for deterministic kernels"""
+    cuda: bool = True
+    """use a CUDA device where there is one"""
+    track: bool = False
+    """send the rows of metrics.jsonl to Weights & Biases too"""
+    wandb_mode: Literal["online", "offline"] = "online"
+    """online falls back to offline when W&B cannot be reached or has no key"""
+    wandb_project_name: str = "ppo_fast"
+    """W&B project"""
+    wandb_entity: str | None = None
+    """W&B entity (team)"""
+    capture_video: bool = False
+    """record the first greedy evaluation episode into the run folder's videos/ (extra `video`)"""
+    run_root: str = "runs"
+    """folder that holds the run folders"""
+    quiet: bool = False
+    """print warnings and one line at the end only"""
+
+    env_id: str = "CartPole-v1"
+    """gymnasium id; `module:Env-v0` imports the module first"""
+    backend: str = "auto"
+    """how the environments run: auto, tensor, entry_point, sync or async"""
+    total_timesteps: Annotated[int, Range(1)] = 500_000
+    """environment steps, all environments together"""
+    learning_rate: Annotated[float, Range(0)] = 2.5e-3
+    """Adam's learning rate at the start"""
+    num_envs: Annotated[int, Range(1)] = 64
+    """N, parallel environments"""
+    num_steps: Annotated[int, Range(1)] = 32
+    """T, steps of each environment between two updates"""
+    anneal_lr: bool = True
+    """lower the learning rate linearly to 0"""
+    gamma: Annotated[float, Range(0, 1)] = 0.99
+    """discount γ"""
+    gae_lambda: Annotated[float, Range(0, 1)] = 0.95
+    """λ of generalised advantage estimation"""
+    num_minibatches: Annotated[int, Range(1)] = 4
+    """minibatches an epoch; all rows are used, sizes differ by at most one row"""
+    update_epochs: Annotated[int, Range(1)] = 4
+    """K, passes over each rollout"""
+    norm_adv: bool = True
+    """normalise advantages in each minibatch"""
+    clip_coef: Annotated[float, Range(0, above=True)] = 0.2
+    """ε of the clipped surrogate"""
+    clip_vloss: bool = True
+    """clip the value loss as well"""
+    ent_coef: Annotated[float, Range(0)] = 0.01
+    """weight of the entropy bonus"""
+    vf_coef: Annotated[float, Range(0)] = 0.5
+    """weight of the value loss"""
+    max_grad_norm: Annotated[float, Range(0, above=True)] = 0.5
+    """largest 2-norm of the gradient"""
+    target_kl: Annotated[float | None, Range(0, above=True)] = None
+    """stop the epochs of an iteration once approx_kl is above this"""
+
+    hidden_sizes: Annotated[tuple[int, ...], Range(1)] = (64, 64)
+    """units of the hidden tanh layers"""
+    shared_backbone: bool = False
+    """one network with a policy and a value head, instead of two networks"""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile (CPU) or CUDA graphs over it (GPU); auto only where it pays within this run"""
+    eval_episodes: Annotated[int, Range(0)] = 100
+    """episodes of the final evaluation, greedy and sampled; 0 skips it"""
+
+    @property
+    def batch_size(self) -> int:
+        """B, environment steps of one iteration."""
+        return self.num_envs * self.num_steps
+
+    @property
+    def num_iterations(self) -> int:
+        """Iterations of the run, rounded down as CleanRL does."""
+        return self.total_timesteps // self.batch_size
+
+    def check(self) -> None:
+        """Raise ValueError naming the first flag whose value cannot work."""
+        cli.check_ranges(self)
+        if self.num_minibatches > self.batch_size:
+            raise ValueError(f"--num-minibatches: at most {self.batch_size} (num_envs x num_steps) can be filled")
+        if self.num_iterations < 1:
+            raise ValueError(f"--total-timesteps: one iteration is {self.batch_size} steps (num_envs x num_steps)")
+
+
+class Agent(nn.Module):
+    """Actor and critic: two networks, or one backbone with two heads. Observations are (..., *S)."""
+
+    def __init__(self, envs: Any, args: Args, generator: torch.Generator | None = None) -> None:
+        super().__init__()
+        self.obs_shape = envs.single_observation_space.shape
+        self.head = networks.make_head(envs.single_action_space)
+        sizes = [math.prod(self.obs_shape), *args.hidden_sizes]
+        self.backbone = None
+        if args.shared_backbone:
+            self.backbone = networks.MLP(sizes, math.sqrt(2), generator, activate_last=True)
+            sizes = sizes[-1:]
+        self.actor = networks.MLP([*sizes, self.head.outputs], 0.01, generator)
+        self.critic = networks.MLP([*sizes, 1], 1.0, generator)
+
+    def features(self, obs: Tensor) -> Tensor:
+        """Input of actor and critic: (M, D)."""
+        x = obs.flatten(obs.ndim - len(self.obs_shape)) if len(self.obs_shape) > 1 else obs
+        return x if self.backbone is None else self.backbone(x)
+
+    def value(self, obs: Tensor) -> Tensor:
+        """V(s): (M, *S) -> (M,)."""
+        return self.critic(self.features(obs)).squeeze(-1)
+
+    def act(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
+        """Sampled actions (N, ...) and their log-probabilities (N,)."""
+        outputs = self.actor(self.features(obs))
+        action = self.head.sample(outputs, noise)
+        return action, self.head.log_prob_entropy(outputs, action)[0]
+
+    def greedy(self, obs: Tensor) -> Tensor:
+        """The most likely actions (N, ...)."""
+        return self.head.mode(self.actor(self.features(obs)))
+
+    def forward(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Log-probability and entropy of the policy, and V: each (M,)."""
+        features = self.features(obs)
+        log_prob, entropy = self.head.log_prob_entropy(self.actor(features), action)
+        return log_prob, entropy, self.critic(features).squeeze(-1)
+
+
+class Rollout(NamedTuple):
+    """What T steps of N environments gave."""
+
+    obs: Tensor  # (T, N, *S)
+    action: Tensor  # (T, N) or (T, N, A)
+    log_prob: Tensor  # (T, N)
+    reward: Tensor  # (T, N)
+    terminated: Tensor  # (T, N) bool
+    truncated: Tensor  # (T, N) bool
+    final_obs: Tensor  # (T, N, *S) true successor of each step
+    valid: Tensor  # (T, N) bool, False for junk reset rows
+
+
+class Batch(NamedTuple):
+    """The rows an update draws from, or one minibatch of them."""
+
+    obs: Tensor  # (B, *S)
+    action: Tensor  # (B,) or (B, A)
+    log_prob: Tensor  # (B,)
+    advantage: Tensor  # (B,)
+    returns: Tensor  # (B,)
+    value: Tensor  # (B,)
+    valid: Tensor | None  # (B,) bool; None where all rows are valid
+
+
+class Learner(NamedTuple):
+    """All that an update changes, in place."""
+
+    theta: Tensor  # (P,) every parameter; the agent's are views of it
+    moment1: Tensor  # (P,) Adam's
+    moment2: Tensor  # (P,)
+    step: Tensor  # () updates so far
+    learning_rate: Tensor  # ()
+    active: Tensor  # () bool, False once the KL stop has ended this iteration
+
+
+def new_rollout(args: Args, envs: Any, agent: Agent) -> Rollout:
+    """The rollout's tensors, allocated once on the device."""
+
+    def rows(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
+        return torch.zeros(args.num_steps, args.num_envs, *shape, dtype=dtype, device=envs.device)
+
+    flags = [rows(dtype=torch.bool) for _ in range(3)]
+    action = rows(*agent.head.action_shape, dtype=agent.head.action_dtype)
+    obs, final_obs = rows(*agent.obs_shape), rows(*agent.obs_shape)
+    return Rollout(obs, action, rows(), rows(), flags[0], flags[1], final_obs, flags[2].fill_(True))
+
+
+def collect(agent: Agent, envs: TensorVectorEnv, state: Rows, obs: Tensor, noise: Rows) -> tuple[Rows, Tensor, Rows]:
+    """Steps of a tensor environment: a pure function of state, obs (N, *S) and noise, (C, N, ...) each, for C steps.
+
+    Returns the state and observation to go on from, and the first seven tensors of a Rollout, (C, N, ...).
+    """
+    steps = []
+    for action_noise, env_noise in zip(noise[0].unbind(), noise[1].unbind(), strict=True):
+        action, log_prob = agent.act(obs, action_noise)
+        state, next_obs, reward, terminated, truncated, final_obs = envs.step_state(state, action, env_noise)
+        steps.append((obs, action, log_prob, reward, terminated, truncated, final_obs))
+        obs = next_obs
+    return state, obs, tuple(torch.stack(column) for column in zip(*steps, strict=True))
+
+
+def collect_from_host(act: Callable, agent: Agent, envs: Any, obs: Tensor, noise: Tensor, rollout: Rollout) -> Tensor:
+    """T steps of a host environment into the rollout; returns the observation (N, *S) to go on from."""
+    for t, action_noise in enumerate(noise.unbind()):
+        action, log_prob = act(agent, obs, action_noise)
+        next_obs, reward, terminated, truncated, info = envs.step(action)
+        row = (obs, action, log_prob, reward, terminated, truncated, info["final_obs"], info["valid"])
+        for column, x in zip(rollout, row, strict=True):
+            column[t] = x
+        obs = next_obs
+    return obs
+
+
+def advantages(agent: Agent, args: Args, rollout: Rollout, value: Tensor, valid: Tensor | None) -> Rows:
+    """Advantages, returns (T, N) and the explained variance () from the rollout and V of its T + 1 observations."""
+    cut, next_value = rollout.truncated & ~rollout.terminated, value[1:]
+    if value.is_cuda:
+        next_value = torch.where(cut, agent.value(rollout.final_obs), next_value)
+    else:  # where the host may look, only the few truncated rows cost a forward pass
+        rows = cut.nonzero(as_tuple=True)
+        next_value = next_value.index_put(rows, agent.value(rollout.final_obs[rows]))
+    flags = (rollout.terminated, rollout.truncated)
+    advantage, returns = ppo.gae(rollout.reward, value[:-1], next_value, *flags, args.gamma, args.gae_lambda)
+    return advantage, returns, ppo.explained_variance(value[:-1], returns, valid)
+
+
+def loss(parameters: dict[str, Tensor], agent: Agent, args: Args, batch: Batch) -> tuple[Tensor, Tensor]:
+    """PPO's loss on one minibatch (M rows) and the statistics STATISTICS[:-1]."""
+    log_prob, entropy, value = functional_call(agent, parameters, (batch.obs, batch.action))
+    log_ratio = log_prob - batch.log_prob
+    ratio = log_ratio.exp()
+    valid = batch.valid
+    advantage = ppo.normalize_advantage(batch.advantage, valid) if args.norm_adv else batch.advantage
+    policy_loss = ppo.policy_loss(ratio, advantage, args.clip_coef, valid)
+    value_clip = args.clip_coef if args.clip_vloss else None
+    value_loss = ppo.value_loss(value, batch.value, batch.returns, value_clip, valid)
+    entropy = ppo.masked_mean(entropy, valid)
+    kls = [ppo.approx_kl(log_ratio, estimator, valid) for estimator in ("k1", "k3")]
+    clipped = ppo.clip_fraction(ratio, args.clip_coef, valid)
+    statistics = torch.stack([policy_loss, value_loss, entropy, *kls, clipped])
+    return policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy, statistics
+
+
+STATISTICS = ("policy_loss", "value_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "grad_norm")
+
+
+def update(agent: Agent, args: Args, learner: Learner, batch: Batch, index: Tensor) -> Tensor:
+    """Loss, backward, clip and Adam on the rows `index` (M,) of the batch; returns STATISTICS as one tensor."""
+    minibatch = Batch(*(None if rows is None else rows[index] for rows in batch))
+    shapes = {name: parameter.shape for name, parameter in agent.named_parameters()}
+    parameters = networks.unflatten(learner.theta, shapes)
+    gradients, _, statistics = ppo.value_and_gradients(loss, parameters, agent, args, minibatch)
+    gradient, norm = ppo.clip_gradient(networks.flatten(gradients), args.max_grad_norm)
+    moments = (learner.moment1, learner.moment2, learner.step)
+    keep = None if args.target_kl is None else learner.active
+    ppo.adam_(learner.theta, gradient, *moments, learner.learning_rate, apply=keep)
+    return torch.cat([statistics, norm[None]])
+
+
+def learn(args: Args, update: Callable[[Batch, Tensor], Tensor], batch: Batch, active: Tensor, draw: Any) -> Tensor:
+    """K epochs of shuffled minibatches; returns the mean of STATISTICS over the updates made, on the device."""
+    sizes = list(ppo.minibatch_sizes(args.batch_size, args.num_minibatches))
+    active.fill_(True)
+    statistics, made = [], []
+    for _ in range(args.update_epochs):
+        order = torch.randperm(args.batch_size, generator=draw, device=draw.device)
+        for index in order.split(sizes):
+            made.append(active.float())
+            statistics.append(update(batch, index))
+        if args.target_kl is not None:
+            active.logical_and_(statistics[-1][STATISTICS.index("approx_kl")] <= args.target_kl)
+            # On a GPU the remaining epochs run without effect (adam_'s `apply`); a look would stall it.
+            if not active.is_cuda and not active:
+                break
+    weight = torch.stack(made)[:, None]
+    return (torch.stack(statistics) * weight).sum(0) / weight.sum()
+
+
+METRICS = (*STATISTICS, "explained_variance", "return_sum", "length_sum", "episodes", "steps")
+
+
+def make_iteration(args: Args, envs: Any, agent: Agent, learner: Learner, fast: bool) -> Callable[[], Tensor]:
+    """One iteration as a function without arguments that returns METRICS as one device tensor.
+
+    *Executables*: the one block where anything is compiled or captured; `fast` asks for it.
+    """
+    wrap = capture.compiled if fast else capture.eager
+    fused_act, fused_collect, fused_value, fused_update = map(wrap, (Agent.act, collect, Agent.value, update))
+    on_device, device = isinstance(envs, TensorVectorEnv), envs.device
+    chunk = capture.CHUNK if fast and device.type == "cpu" else args.num_steps
+    products = capture.FastProducts(device)
+
+    draw = torch.Generator(device).manual_seed(args.seed)
+    rollout = new_rollout(args, envs, agent)
+    masked = envs.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP
+    valid = rollout.valid if masked else None
+    obs = envs.reset(seed=args.seed)[0].clone()
+    zeros = torch.zeros(args.num_envs, dtype=torch.float64, device=device)
+    carry = (zeros, zeros.long())  # return and length so far of the running episodes
+
+    def step_environments() -> None:
+        noise = agent.head.draw_noise((args.num_steps, args.num_envs), draw)
+        if not on_device:
+            obs.copy_(collect_from_host(fused_act, agent, envs, obs.clone(), noise, rollout))
+            return
+        env_noise = envs.draw_noise(args.num_steps)
+        for part in (slice(t, t + chunk) for t in range(0, args.num_steps, chunk)):
+            state, next_obs, rows = fused_collect(agent, envs, envs.state, obs, (noise[part], env_noise[part]))
+            capture.assign((*envs.state, obs), (*state, next_obs))
+            capture.assign((x[part] for x in rollout[:-1]), rows)
+
+    @torch.no_grad()
+    def iteration() -> Tensor:
+        step_environments()
+        with products:
+            value = fused_value(agent, torch.cat([rollout.obs, obs[None]]))
+            advantage, returns, explained = advantages(agent, args, rollout, value, valid)
+            columns = (rollout.obs, rollout.action, rollout.log_prob, advantage, returns, value[:-1], valid)
+            batch = Batch(*(None if x is None else x.flatten(0, 1) for x in columns))
+            statistics = learn(
+                args, lambda *rows: fused_update(agent, args, learner, *rows), batch, learner.active, draw
+            )
+        ended = episode_stats(rollout.reward, rollout.terminated | rollout.truncated, valid, *carry)
+        capture.assign(carry, (ended.carry_return, ended.carry_length))
+        counts = (explained, ended.return_sum, ended.length_sum, ended.count, rollout.valid.sum())
+        return torch.cat([statistics.double(), torch.stack([x.double() for x in counts])])
+
+    if not fast:
+        return iteration
+    changed = [*learner, obs, *carry, *(envs.state if on_device else ())]
+    generators = [draw, *([envs._generator] if on_device else [])]
+    if on_device and device.type == "cuda":
+        return capture.CudaGraph(iteration, changed, generators)
+    capture.rehearse(iteration, changed, generators)
+    if not on_device:
+        obs.copy_(envs.reset(seed=args.seed)[0])
+    return iteration
+
+
+def train(args: Args) -> dict[str, Any]:
+    """Train, evaluate and leave a run folder; returns what result.json holds. ValueError names a flag that can't work."""
+    watch = capture.Stopwatch()
+    args.check()
+    device = capture.pick_device(args.cuda)
+    torch.backends.cudnn.deterministic = args.torch_deterministic
+    envs = environments.make(args.env_id, args.num_envs, device, args.backend)
+    agent = Agent(envs, args, torch.Generator().manual_seed(args.seed)).to(device)
+    theta = networks.flatten_parameters(agent)
+    rest = (torch.zeros((), device=device), torch.tensor(args.learning_rate, device=device))
+    learner = Learner(theta, torch.zeros_like(theta), torch.zeros_like(theta), *rest, torch.tensor(True, device=device))
+    flops = 2.0 * theta.numel() * args.batch_size * (1 + 3 * args.update_epochs)
+    updates = args.update_epochs * args.num_minibatches
+    predicted = capture.eager_seconds(args.num_iterations, args.num_steps, updates, flops * 1e-9)
+    fast, wording = capture.decide(args.compile, device, predicted)
+    config = {**asdict(args), "batch_size": args.batch_size, "num_iterations": args.num_iterations}
+    config |= {
+        "backend_used": envs.backend,
+        "parameters": theta.numel(),
+        "execution": wording,
+        **capture.versions(device),
+    }
+
+    health = Health(args.num_iterations * args.batch_size, agent.head.max_entropy)
+    names = {"env_id": args.env_id, "exp_name": args.exp_name, "seed": args.seed, "config": config}
+    wandb = {key: value for key, value in asdict(args).items() if key.startswith("wandb_")}
+    with (
+        Console(health.total_steps, args.quiet) as console,
+        Run(root=args.run_root, **names, track=args.track, **wandb, say=console.message) as run,
+        StopSignal() as stop,
+    ):
+        console.start([f"{args.env_id}: {args.num_envs} environments, backend {envs.backend}"])
+        console.start([f"device {device}, {wording}", f"run folder {run.folder}"])
+        watch.lap("startup")
+        iteration = make_iteration(args, envs, agent, learner, fast)
+        watch.lap("compile")
+        result = loop(args, iteration, learner, run, console, health, stop)
+        watch.lap("train")
+        if args.eval_episodes and "stopped" not in result:
+            result |= evaluate(args, agent, device)
+        watch.lap("eval")
+        result["seconds"] = watch.seconds
+        run.finish(result)
+        console.summary(result, health.summary(), run.folder)
+    envs.close()
+    return result
+
+
+def loop(
+    args: Args, iteration: Callable, learner: Learner, run: Run, console: Console, health: Health, stop: Any
+) -> dict:
+    """The training loop: anneal, iterate, read the metrics once, log."""
+    started, global_step, result = time.perf_counter(), 0, {}
+    for i in range(args.num_iterations):
+        rate = args.learning_rate * (1.0 - i / args.num_iterations if args.anneal_lr else 1.0)
+        learner.learning_rate.fill_(rate)
+        metrics = dict(zip(METRICS, iteration().tolist(), strict=True))  # the iteration's only device-to-host sync
+        global_step += int(metrics["steps"])
+        sps = global_step / (time.perf_counter() - started)
+        row = {"global_step": global_step, "charts/SPS": sps, "charts/learning_rate": rate}
+        row |= {f"losses/{name}": metrics[name] for name in (*STATISTICS, "explained_variance")}
+        if metrics["episodes"]:
+            row["charts/episodic_return"] = metrics["return_sum"] / metrics["episodes"]
+            row["charts/episodic_length"] = metrics["length_sum"] / metrics["episodes"]
+        advice = health.update(row)
+        run.log(row | health.metrics())
+        console.update(row, advice)
+        result = {"global_step": global_step, "sps": sps}
+        if any(item.severity == "stop" for item in advice):
+            raise FloatingPointError(advice[0].text)
+        if stop.requested:
+            return result | {"stopped": stop.name}
+    return result
+
+
+def evaluate(args: Args, agent: Agent, device: torch.device) -> dict[str, Any]:
+    """The final evaluation: `--eval-episodes` fresh episodes, greedy ("eval/...") and sampled ("eval/sampled_...")."""
+    backend = "sync" if args.backend == "async" else args.backend
+    envs = environments.make(args.env_id, args.eval_episodes, device, backend)
+    draw = torch.Generator(device).manual_seed(args.seed)
+    noise = agent.head.draw_noise
+    figures = play(envs, agent.greedy, args.seed + 1_000_000).figures("eval/")
+    sampled = play(envs, lambda obs: agent.act(obs, noise(obs.shape[:1], draw))[0], args.seed + 1_000_000)
+    envs.close()
+    return figures | sampled.figures("eval/sampled_")
+
+
+def main() -> None:
+    """Entry point of `python -m ppo_fast.train`."""
+    cli.run(train, Args, __doc__)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,308 @@
+"""The console: plain lines that grep can read, a live panel that leaves a clean screen, and no cost in between."""
+
+import io
+import math
+import re
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from ppo_fast import console
+from ppo_fast.console import Console
+from ppo_fast.health import Advice
+
+ROW = {
+    "global_step": 250_000,
+    "charts/SPS": 231042.4,
+    "charts/episodic_return": 212.345,
+    "charts/episodic_length": 212.0,
+    "losses/policy_loss": -0.0123,
+    "losses/value_loss": 12.5,
+    "losses/entropy": 0.512,
+    "losses/approx_kl": 0.0081,
+    "losses/clipfrac": 0.114,
+    "losses/explained_variance": 0.93,
+}
+RESULT = {
+    "eval/mean_return": 499.5,
+    "eval/std_return": 1.25,
+    "eval/episodes": 100,
+    "eval/sampled_mean_return": 480.0,
+    "eval/sampled_std_return": 9.0,
+    "global_step": 500_000,
+    "sps": 231042.0,
+    "seconds": {"startup": 1.0, "compile": 4.0, "train": 2.5, "eval": 0.5},
+}
+WARNING = Advice("clip_fraction", "warn", "clip fraction 0.37 (> 0.2): lower --clip-coef")
+CLEAR_LINE, SHOW_CURSOR, HIDE_CURSOR = "\x1b[2K", "\x1b[?25h", "\x1b[?25l"
+
+
+class Terminal(io.StringIO):
+    encoding = "utf-8"
+
+    def isatty(self):
+        return True
+
+
+@pytest.fixture
+def terminal(monkeypatch):
+    monkeypatch.setenv("TERM", "xterm-256color")
+    monkeypatch.setenv("COLUMNS", "100")
+    monkeypatch.setenv("LINES", "30")
+    return Terminal()
+
+
+@pytest.fixture
+def clock(monkeypatch):
+    """A clock that the test sets."""
+    now = SimpleNamespace(seconds=1000.0)
+    monkeypatch.setattr(console.time, "perf_counter", lambda: now.seconds)
+    return now
+
+
+def without_colour(text):
+    return re.sub(r"\x1b\[[0-9;?]*[a-zA-Z]", "", text)
+
+
+def test_plain_line_has_every_figure_as_name_and_value():
+    stream = io.StringIO()
+    Console(500_000, stream=stream).update(ROW)
+    (line,) = stream.getvalue().splitlines()
+    assert dict(pair.split("=") for pair in line.split()) == {
+        "step": "250000",
+        "percent": "50.0",
+        "sps": "231042",
+        "return": "212.34",
+        "length": "212.0",
+        "left": "0:01",
+        "policy_loss": "-0.0123",
+        "value_loss": "12.5",
+        "entropy": "0.512",
+        "approx_kl": "0.0081",
+        "clipfrac": "0.114",
+        "explained_variance": "0.930",
+    }
+
+
+def test_figures_that_are_missing_or_nan_show_as_a_dash():
+    stream = io.StringIO()
+    Console(1000, stream=stream).update({"global_step": 10, "charts/SPS": None, "charts/episodic_return": math.nan})
+    assert "step=10 percent=1.0 sps=- return=- length=- left=-:--" in stream.getvalue()
+
+
+def test_plain_lines_come_at_most_every_two_seconds(clock):
+    stream = io.StringIO()
+    voice = Console(1000, stream=stream)
+    for step in range(100):
+        clock.seconds = 1000.0 + step * 0.1
+        voice.update({"global_step": step})
+    assert re.findall(r"step=(\d+)", stream.getvalue()) == ["0", "20", "40", "60", "80"]
+
+
+def test_plain_output_is_ascii_and_ends_with_the_last_row(clock):
+    stream = io.StringIO()
+    voice = Console(500_000, stream=stream)
+    voice.start(["environment  CartPole-v1"])
+    voice.update({"global_step": 1})
+    voice.update(ROW, [WARNING])
+    voice.summary(RESULT, [WARNING], "runs/x", ["python -m ppo_fast.evaluate runs/x"])
+    lines = stream.getvalue().splitlines()
+    assert stream.getvalue().isascii()
+    assert lines[0] == "environment  CartPole-v1"
+    assert [line for line in lines if line.startswith("step=")][-1].startswith("step=250000")
+
+
+def test_advice_is_said_once_while_it_lasts(clock):
+    stream = io.StringIO()
+    voice = Console(1000, stream=stream)
+    for _ in range(5):
+        voice.update(ROW, [WARNING])
+        clock.seconds += 3.0
+    assert stream.getvalue().count("health: clip fraction 0.37") == 1
+
+
+def test_summary_says_everything():
+    stream = io.StringIO()
+    Console(500_000, stream=stream).summary(RESULT, [WARNING], "runs/x", ["first command", "second command"])
+    assert stream.getvalue().splitlines() == [
+        "",
+        "evaluation  greedy   499.50 +- 1.25  over 100 episodes",
+        "            sampled  480.00 +- 9.00  over 100 episodes",
+        "speed       231,042 steps/s, 500,000 steps",
+        "seconds     startup 1.0   compile 4.0   train 2.5   eval 0.5   total 8.0",
+        "run folder  runs/x",
+        "health      ! clip fraction 0.37 (> 0.2): lower --clip-coef",
+        "next        first command",
+        "            second command",
+    ]
+
+
+def test_summary_of_a_run_that_ended_before_its_evaluation():
+    stream = io.StringIO()
+    Console(1000, stream=stream).summary({"global_step": 5, "sps": math.nan})
+    assert stream.getvalue().splitlines() == ["", "speed       - steps/s, 5 steps", "health      no advice"]
+
+
+def test_quiet_says_warnings_and_one_line(capsys):
+    stream = io.StringIO()
+    voice = Console(1000, quiet=True, stream=stream)
+    with voice:
+        voice.start(["header"])
+        voice.phase("training")
+        voice.update(ROW, [WARNING])
+        voice.message("W&B: offline")
+        voice.message("warning: disk full")
+        voice.summary(RESULT, [WARNING], "runs/x", ["next"])
+    assert stream.getvalue() == "return=499.50 std=1.25 sps=231042 folder=runs/x\n"
+    assert capsys.readouterr().err == "warning: disk full\n"
+
+
+def test_panel_shows_the_row_and_fits(terminal, clock):
+    voice = Console(500_000, title="CartPole-v1, seed 1", stream=terminal)
+    with voice:
+        voice.start([])
+        voice.phase("training")
+        voice.update(ROW, [WARNING])
+        text = without_colour(terminal.getvalue())
+    for part in (
+        "CartPole-v1, seed 1",
+        "50 %",
+        "0:01 left",
+        "250,000",
+        "212.3",
+        "231,042",
+        "training",
+        "▲ clip fraction",
+    ):
+        assert part in text
+    assert max(len(line) for line in re.split(r"[\r\n]+", text)) <= 97
+
+
+@pytest.mark.parametrize("columns", [20, 40, 60, 79, 100, 200])
+def test_panel_has_whole_borders_at_any_width(terminal, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    voice = Console(500_000, title="a title that is far too long for a narrow terminal", stream=terminal)
+    with voice:
+        voice.start([])
+        terminal.truncate(0)
+        voice.update(ROW, [WARNING, WARNING])
+    body = without_colour(terminal.getvalue()).partition("╰")[0]
+    lines = re.split(r"[\r\n]+", body)
+    assert len({len(line) for line in lines if line.startswith("│")}) == 1
+    assert all(line.endswith("│") for line in lines if line.startswith("│"))
+
+
+def test_panel_is_drawn_at_most_a_few_times_a_second(terminal, clock):
+    voice = Console(500_000, stream=terminal)
+    draws = 0
+    with voice:
+        voice.start([])
+        for step in range(1000):
+            clock.seconds = 1000.0 + step * 0.01  # ten seconds
+            before = len(terminal.getvalue())
+            voice.update({**ROW, "global_step": step})
+            draws += len(terminal.getvalue()) > before
+    assert 30 <= draws <= 10 * console.DRAWS_PER_SECOND + 1
+
+
+def test_interrupted_panel_leaves_a_clean_screen(terminal):
+    with pytest.raises(KeyboardInterrupt), Console(500_000, stream=terminal) as voice:
+        voice.start([])
+        voice.update(ROW)
+        raise KeyboardInterrupt
+    text = terminal.getvalue()
+    assert text.rindex(SHOW_CURSOR) > text.rindex(HIDE_CURSOR)
+    after_panel = text[text.rindex("╯") :]
+    assert after_panel.count(CLEAR_LINE) >= 8  # every line of the panel is erased
+    assert without_colour(after_panel).strip().splitlines()[-1].startswith("step=250000")
+
+
+def test_messages_stand_above_the_panel(terminal):
+    with Console(500_000, stream=terminal) as voice:
+        voice.start([])
+        voice.message("warning: [brackets] stay as they are")
+        text = without_colour(terminal.getvalue())
+    assert text.index("[brackets]") < text.rindex("╭")
+
+
+def test_commands_in_the_summary_are_never_wrapped(terminal, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    command = "python -m ppo_fast.evaluate runs/" + "x" * 100
+    Console(1, stream=terminal).summary({}, commands=[command])
+    assert command in without_colour(terminal.getvalue())
+
+
+def test_health_in_the_summary_is_wrapped_beside_its_label(terminal, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    Console(1, stream=terminal).summary({}, [WARNING])
+    assert max(len(line) for line in without_colour(terminal.getvalue()).splitlines()) <= 40
+
+
+@pytest.mark.parametrize("reason", ["no terminal", "dumb terminal", "no UTF-8"])
+def test_plain_lines_where_a_panel_cannot_be_shown(terminal, monkeypatch, reason):
+    if reason == "no terminal":
+        monkeypatch.setattr(terminal, "isatty", lambda: False)
+    elif reason == "dumb terminal":
+        monkeypatch.setenv("TERM", "dumb")
+    else:
+        terminal.encoding = "ascii"
+    with Console(500_000, stream=terminal) as voice:
+        voice.start(["a ± b"])
+        voice.update(ROW)
+    assert "\x1b" not in terminal.getvalue()
+    assert "step=250000" in terminal.getvalue()
+
+
+def test_a_reader_that_has_gone_does_not_stop_training():
+    class Gone(io.StringIO):
+        def write(self, _):
+            raise BrokenPipeError
+
+    voice = Console(1000, stream=Gone())
+    voice.start(["header"])
+    voice.update(ROW)
+    voice.summary(RESULT)
+
+
+def test_update_costs_nothing_between_drawings(terminal):
+    with Console(500_000, stream=terminal) as voice:
+        voice.start([])
+        voice.update(ROW)
+        voice._next_draw = math.inf
+        start = time.perf_counter()
+        for _ in range(2000):
+            voice.update(ROW)
+        assert (time.perf_counter() - start) / 2000 < 30e-6
+
+
+def test_the_curve_of_a_long_run_keeps_its_shape_in_little_memory(terminal):
+    voice = Console(1, stream=terminal)
+    for index in range(10_000):
+        voice._remember_return(index / 100)
+    assert len(voice._returns) < 200
+    assert voice._returns == sorted(voice._returns)
+    assert voice._returns[0] < 1.0 and voice._returns[-1] > 98.0
+
+
+@pytest.mark.parametrize(
+    ("values", "width", "expected"),
+    [
+        ([], 5, "no episode has ended yet"),
+        ([3.0], 5, "▁"),
+        ([1.0, 1.0, 1.0], 5, "▁▁▁"),
+        ([0.0, 7.0], 5, "▁█"),
+        (list(range(8)), 8, "▁▂▃▄▅▆▇█"),
+        (list(range(16)), 8, "▁▂▃▄▅▆▇█"),
+    ],
+)
+def test_sparkline(values, width, expected):
+    assert console._sparkline(values, width) == expected
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [(0, "0:00"), (4.4, "0:04"), (59.7, "1:00"), (750, "12:30"), (11100, "3:05:00"), (math.nan, "-:--"), (-3, "0:00")],
+)
+def test_duration(seconds, expected):
+    assert console._duration(seconds) == expected

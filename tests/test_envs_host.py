@@ -1,0 +1,333 @@
+"""The host adapter: scripted episodes in every autoreset mode, exact replay, spaces, aliasing, masks."""
+
+import itertools
+from typing import Any
+
+import gymnasium
+import numpy as np
+import pytest
+import torch
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+from ppo_fast.envs import make
+from ppo_fast.envs.host import HostVectorEnv, KeepFinalObs
+from ppo_fast.envs.spaces import ActionDecoder, ObservationEncoder
+
+
+class Scripted(gymnasium.Env):
+    """Episode e of environment i has a scripted length and end; obs is (i, e, steps so far), perhaps in one buffer."""
+
+    action_space = spaces.Discrete(2)
+    observation_space = spaces.Box(-1, 1000, (3,), np.float64)
+    metadata = {"render_modes": []}  # noqa: RUF012
+
+    def __init__(self, index, reuse_buffer=False):
+        self.index, self.episode, self.buffer = index, -1, np.zeros(3)
+        self.reuse_buffer = reuse_buffer
+
+    def _obs(self):
+        self.buffer[:] = self.index, self.episode, self.steps
+        return self.buffer if self.reuse_buffer else self.buffer.copy()
+
+    def reset(self, *, seed=None, options=None):
+        self.episode, self.steps = self.episode + 1, 0
+        return self._obs(), {"action_mask": np.array([1, 0], np.int8)}
+
+    def step(self, action):
+        self.steps += 1
+        length = 1 + (self.index * 3 + self.episode * 5) % 4
+        ended = self.steps >= length
+        kind = (self.index + self.episode) % 3  # 0 terminated, 1 truncated, 2 both
+        info = {"action_mask": np.array([0, 1], np.int8)}
+        return self._obs(), 10.0 * self.episode + self.steps, ended and kind != 1, ended and kind != 0, info
+
+
+def scripted(mode, n=5, reuse_buffer=False, wrapped=False):
+    def one(index):
+        env = Scripted(index, reuse_buffer)
+        return KeepFinalObs(env) if wrapped else env
+
+    envs = SyncVectorEnv([lambda i=i: one(i) for i in range(n)], autoreset_mode=mode, copy=False)
+    return HostVectorEnv(envs, "cpu", "sync", "Scripted")
+
+
+def transitions(env, steps):
+    """Per environment, its valid transitions: (obs, reward, terminated, truncated, true successor)."""
+    obs, _ = env.reset(seed=0)
+    seen = [[] for _ in range(env.num_envs)]
+    for _ in range(steps):
+        before = obs.clone()
+        obs, reward, terminated, truncated, info = env.step(torch.zeros(env.num_envs).long())
+        for i in range(env.num_envs):
+            if info["valid"][i]:
+                row = before[i].tolist(), reward[i].item(), terminated[i].item(), truncated[i].item()
+                seen[i].append((*row, info["final_obs"][i].tolist()))
+    env.close()
+    return seen
+
+
+def by_hand(index, count):
+    """The transitions that Scripted defines, written out with a plain loop."""
+    rows, episode = [], 0
+    while len(rows) < count:
+        length, kind = 1 + (index * 3 + episode * 5) % 4, (index + episode) % 3
+        for step in range(1, length + 1):
+            ended = step == length
+            before, after = [float(index), float(episode), step - 1.0], [float(index), float(episode), float(step)]
+            rows.append((before, 10.0 * episode + step, ended and kind != 1, ended and kind != 0, after))
+        episode += 1
+    return rows[:count]
+
+
+@pytest.mark.parametrize("reuse_buffer", [False, True])
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_every_autoreset_mode_gives_the_same_transitions(mode, reuse_buffer):
+    seen = transitions(scripted(mode, reuse_buffer=reuse_buffer, wrapped=reuse_buffer), 200)
+    for index, rows in enumerate(seen):
+        assert len(rows) > 100
+        assert rows == by_hand(index, len(rows))
+
+
+def test_the_copying_wrapper_is_needed():
+    """Without it an environment that reuses its buffer loses its final observations, so the test above can fail."""
+    rows = transitions(scripted(AutoresetMode.SAME_STEP, reuse_buffer=True), 50)[0]
+    assert rows != by_hand(0, len(rows))
+
+
+def test_reset_rows_are_invalid_only_in_next_step_mode():
+    for mode in AutoresetMode:
+        env = scripted(mode)
+        env.reset(seed=0)
+        rows = [env.step(torch.zeros(5).long()) for _ in range(30)]
+        for (_, _, terminated, truncated, _), (_, reward, *ends, info) in itertools.pairwise(rows):
+            after_an_end = (terminated | truncated) if mode is AutoresetMode.NEXT_STEP else torch.zeros(5).bool()
+            assert torch.equal(info["valid"], ~after_an_end)
+            assert not reward[after_an_end].any() and not (ends[0] | ends[1])[after_an_end].any()
+
+
+@pytest.mark.parametrize("mode", list(AutoresetMode))
+def test_action_mask_belongs_to_the_observation_returned(mode):
+    env = scripted(mode)
+    obs, info = env.reset(seed=0)
+    for _ in range(40):
+        at_start = obs[:, 2] == 0
+        wanted = torch.where(at_start[:, None], torch.tensor([True, False]), torch.tensor([False, True]))
+        assert torch.equal(info["action_mask"], wanted)
+        obs, *_, info = env.step(torch.zeros(5).long())
+
+
+@pytest.mark.parametrize("backend", ["sync", "async"])
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Taxi-v4", "FrozenLake-v1", "Pendulum-v1"])
+def test_exactly_the_single_environments(env_id, backend):
+    """Bit for bit what N single environments with the same seeds give, stepped and reset by a plain loop."""
+    n = 3
+    env: Any = make(env_id, n, "cpu", backend, max_episode_steps=12)
+    obs, _ = env.reset(seed=9)
+    seeds = env._spread(9)
+    singles = [gymnasium.make(env_id, max_episode_steps=12) for _ in range(n)]
+    current = [single.reset(seed=seed)[0] for single, seed in zip(singles, seeds, strict=True)]
+    space, rng, ends = singles[0].observation_space, np.random.default_rng(0), 0
+    for _ in range(60):
+        assert all(np.array_equal(encoded(space, row), obs[i]) for i, row in enumerate(current))
+        actions = sample_actions(env, rng)
+        obs, reward, terminated, truncated, info = env.step(torch.as_tensor(actions))
+        for i, single in enumerate(singles):
+            current[i], wanted_reward, *wanted_ends, _ = single.step(actions[i])
+            assert np.array_equal(encoded(space, current[i]), info["final_obs"][i])
+            assert np.float32(wanted_reward) == reward[i].item()
+            assert wanted_ends == [terminated[i].item(), truncated[i].item()]
+            if any(wanted_ends):
+                ends, current[i] = ends + 1, single.reset()[0]
+    assert ends > n
+    env.close()
+
+
+def sample_actions(env, rng):
+    space = env.single_action_space
+    if isinstance(space, spaces.Discrete):
+        return rng.integers(space.n, size=env.num_envs)
+    return rng.uniform(-2, 2, (env.num_envs, 1)).astype(np.float32)
+
+
+def encoded(space, row):
+    return np.asarray(spaces.flatten(space, row), dtype=np.float32)
+
+
+OBSERVATION_SPACES = [
+    spaces.Box(-1, 1, (3,), np.float64),
+    spaces.Discrete(4, start=-2),
+    spaces.MultiBinary(3),
+    spaces.MultiBinary((2, 2)),
+    spaces.MultiDiscrete([2, 3, 4]),
+    spaces.MultiDiscrete(np.array([[2, 3], [4, 2]])),
+    spaces.MultiDiscrete([2, 3], start=[5, -1]),
+    spaces.Dict(b=spaces.Box(0, 255, (2, 2), np.uint8), a=spaces.Discrete(3)),
+    spaces.Tuple((spaces.Discrete(2), spaces.Dict(x=spaces.MultiDiscrete([2, 2]), y=spaces.Box(-5, 5, (1,))))),
+]
+
+
+@pytest.mark.parametrize("space", OBSERVATION_SPACES, ids=str)
+def test_observations_are_encoded_as_gymnasium_flattens_them(space):
+    encoder = ObservationEncoder(space)
+    space.seed(0)
+    rows = [space.sample() for _ in range(40)]
+    batch = gymnasium.vector.utils.concatenate(space, rows, gymnasium.vector.utils.create_empty_array(space, 40))
+    out = np.full((40, *encoder.space.shape), 99, dtype=np.float32)
+    encoder.write(batch, out)
+    wanted = np.stack([encoded(space, row) for row in rows])
+    assert np.array_equal(out.reshape(40, -1), wanted)
+    assert np.array_equal(encoder.rows(rows).reshape(40, -1), wanted)
+    assert all(row in encoder.space for row in out)
+
+
+def test_a_lone_box_keeps_its_shape_and_bounds():
+    encoder = ObservationEncoder(spaces.Box(0, 255, (2, 5, 3), np.uint8))
+    assert encoder.space == spaces.Box(0, 255, (2, 5, 3), np.float32)
+    largest = np.finfo(np.float64).max
+    assert ObservationEncoder(spaces.Box(-largest, largest, (1,), np.float64)).space.low[0] == -np.inf
+
+
+UNSUPPORTED = [
+    spaces.Text(5),
+    spaces.Sequence(spaces.Discrete(2)),
+    spaces.Graph(spaces.Discrete(2), None),
+    spaces.Dict(fine=spaces.Discrete(2), mission=spaces.Text(5)),
+]
+
+
+@pytest.mark.parametrize("space", UNSUPPORTED, ids=lambda space: type(space).__name__)
+def test_other_observations_are_refused_in_one_line(space):
+    with pytest.raises(ValueError, match=r"--env-id: Some-v0 has \w+ observations; supported are Box") as refusal:
+        ObservationEncoder(space, "Some-v0")
+    assert "\n" not in str(refusal.value)
+
+
+@pytest.mark.parametrize("space", [spaces.Text(5), spaces.MultiBinary(2), spaces.Box(0, 9, (2,), np.int64)], ids=str)
+def test_other_actions_are_refused_in_one_line(space):
+    with pytest.raises(ValueError, match=r"--env-id: Some-v0 has \w+ actions .*supported are Discrete") as refusal:
+        ActionDecoder(space, 2, "Some-v0")
+    assert "\n" not in str(refusal.value)
+
+
+def test_actions_get_their_start_their_bounds_and_their_shape():
+    def decode(space, actions):
+        decoder = ActionDecoder(space, len(actions))
+        decoded = decoder(torch.tensor(actions))
+        assert decoded in batch_space(space, len(actions))
+        return decoder, decoded.tolist()
+
+    assert decode(spaces.Discrete(3, start=5), [0, 2])[1] == [5, 7]
+    decoder, values = decode(spaces.MultiDiscrete(np.array([[2, 3]]), start=np.array([[1, -1]])), [[0, 2], [1, 0]])
+    assert decoder.space == spaces.MultiDiscrete([2, 3]) and values == [[[1, 1]], [[2, -1]]]
+    decoder, values = decode(spaces.Box(-1.0, np.array([[2.0], [0.5]]), (2, 1), np.float64), [[9.0, 9.0], [-9.0, 0.25]])
+    assert decoder.space.shape == (2,) and values == [[[2.0], [0.5]], [[-1.0], [0.25]]]
+    with pytest.raises(ValueError, match=r"shape \(2,\), got \(3,\)"):
+        ActionDecoder(spaces.Discrete(3), 2)(torch.zeros(3))
+
+
+class Given(VectorEnv):
+    """Lengths and ends of episodes are scripted; obs is (environment, episode, steps so far), perhaps in one buffer."""
+
+    def __init__(self, style, mode: AutoresetMode | None = AutoresetMode.SAME_STEP):
+        self.metadata = {} if mode is None else {"autoreset_mode": mode}
+        self.num_envs, self.style, self.count = 2, style, 0
+        self.single_observation_space = spaces.Box(-9, 999, (1,), np.float32)
+        self.single_action_space = spaces.Discrete(2)
+        self.observation_space = batch_space(self.single_observation_space, 2)
+        self.action_space = batch_space(self.single_action_space, 2)
+        self.obs, self.reward = np.zeros((2, 1), np.float32), np.zeros(2)
+        self.terminated, self.truncated = np.zeros(2, bool), np.zeros(2, bool)
+
+    def reset(self, *, seed=None, options=None):
+        self.seed = seed
+        self.obs[:] = 0
+        return self.obs, {}
+
+    def step(self, actions):
+        self.count += 1
+        self.obs[:] = self.count
+        self.reward[:] = self.count
+        self.truncated[0] = self.count % 2 == 0
+        info = {}
+        if self.truncated[0]:
+            final = np.array([[100.0 + self.count], [-1.0]], np.float32)
+            objects = np.array([final[0], None], dtype=object)
+            styles = {"dense": final, "tensor": torch.tensor(final), "object": objects, "old key": objects}
+            if self.style in styles:
+                info["final_observation" if self.style == "old key" else "final_obs"] = styles[self.style]
+            self.obs[0] = -5
+        return self.obs, self.reward, self.terminated, self.truncated, info
+
+
+@pytest.mark.parametrize("style", ["dense", "tensor", "object", "old key"])
+def test_final_obs_in_every_form_without_masks_from_reused_buffers(style):
+    env: Any = HostVectorEnv(Given(style))
+    first, _ = env.reset(seed=4)
+    assert env.envs.seed == 4, "a vector entry point gets the seed itself"
+    kept = [env.step(torch.zeros(2).long()) for _ in range(4)]
+    assert first.flatten().tolist() == [0, 0]
+    assert [obs.flatten().tolist() for obs, *_ in kept] == [[1, 1], [-5, 2], [3, 3], [-5, 4]]
+    assert [info["final_obs"].flatten().tolist() for *_, info in kept] == [[1, 1], [102, 2], [3, 3], [104, 4]]
+    assert [reward.tolist() for _, reward, *_ in kept] == [[1, 1], [2, 2], [3, 3], [4, 4]]
+    assert [truncated[0].item() for _, _, _, truncated, _ in kept] == [False, True, False, True]
+
+
+def test_missing_final_obs_warns_once_and_takes_the_observation_before():
+    env: Any = HostVectorEnv(Given("none"), spec_id="Given-v0")
+    env.reset(seed=0)
+    env.step(torch.zeros(2).long())
+    with pytest.warns(UserWarning, match="Given-v0 gives no final_obs"):
+        *_, info = env.step(torch.zeros(2).long())
+    assert info["final_obs"].flatten().tolist() == [1, 2]
+    env.step(torch.zeros(2).long())
+    env.step(torch.zeros(2).long())  # no second warning: it would be an error
+
+
+def test_a_missing_autoreset_mode_warns():
+    with pytest.warns(UserWarning, match="NEXT_STEP is assumed"):
+        env = HostVectorEnv(Given("none", mode=None))
+    assert env.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
+
+
+def test_neighbouring_seeds_share_no_environment():
+    env: Any = make("CartPole-v1", 16, "cpu", "sync")
+    seeds = [set(env._spread(seed)) for seed in range(20)]
+    assert len(set.union(*seeds)) == 20 * 16
+    with pytest.raises(ValueError, match="--seed"):
+        env.reset(seed=-1)
+    env.close()
+
+
+def test_close_survives_a_dead_worker():
+    env: Any = make("CartPole-v1", 2, "cpu", "async")
+    env.reset(seed=0)
+    worker = env.envs.processes[0]
+    worker.kill()
+    worker.join()
+    env.close()
+    assert not any(process.is_alive() for process in env.envs.processes)
+
+
+def test_rendering_through_sync():
+    env: Any = make("CartPole-v1", 1, "cpu", render_mode="rgb_array")
+    assert env.backend == "sync" and env.render_mode == "rgb_array"
+    env.reset(seed=0)
+    assert env.render()[0].shape == (400, 600, 3)
+    env.close()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+def test_on_cuda_as_on_the_cpu():
+    rows = {}
+    for device in ("cpu", "cuda"):
+        env = make("CartPole-v1", 8, device, "sync")
+        obs, _ = env.reset(seed=0)
+        rows[device] = [obs.cpu()]
+        for _ in range(100):
+            obs, *_, info = env.step(torch.ones(8, device=device).long())
+            assert obs.device.type == device
+            rows[device] += [obs.cpu(), info["final_obs"].cpu(), info["valid"].cpu()]
+        env.close()
+    assert all(torch.equal(a, b) for a, b in zip(rows["cpu"], rows["cuda"], strict=True))

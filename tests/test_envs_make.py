@@ -1,0 +1,124 @@
+"""make(): which backend is chosen, and one line for each mistake."""
+
+import subprocess
+import sys
+from typing import Any
+
+import gymnasium
+import pytest
+import torch
+
+from ppo_fast.envs import BACKENDS, available_backends, make
+
+
+@pytest.fixture
+def tiny_env(tmp_path, monkeypatch):
+    """A module on the path that registers Tiny-v0 when it is imported."""
+    (tmp_path / "tiny_module.py").write_text(
+        "import gymnasium\n"
+        "gymnasium.register('Tiny-v0', 'gymnasium.envs.classic_control.cartpole:CartPoleEnv', max_episode_steps=7)\n"
+        "gymnasium.register('TinyTensor-v0', vector_entry_point='ppo_fast.envs.cartpole:TensorCartPole')\n"
+        "gymnasium.register('NoJax-v0', vector_entry_point='no_such_module:Env')\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    yield
+    for name in ("Tiny-v0", "TinyTensor-v0", "NoJax-v0"):
+        gymnasium.registry.pop(name, None)
+    sys.modules.pop("tiny_module", None)
+
+
+def refusal(*args, **kwargs):
+    with pytest.raises(ValueError) as caught:
+        make(*args, **kwargs)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "backend"), [("CartPole-v1", "tensor"), ("Acrobot-v1", "tensor"), ("Taxi-v4", "sync")]
+)
+def test_auto_takes_the_fastest_exact_backend(env_id, backend):
+    env = make(env_id, 2, torch.device("cpu"))
+    assert (env.backend, env.spec_id, env.num_envs, env.device) == (backend, env_id, 2, torch.device("cpu"))
+    env.close()
+
+
+@pytest.mark.parametrize("backend", BACKENDS[1:])
+def test_a_named_backend_is_taken(backend):
+    env = make("CartPole-v1", 2, "cpu", backend)
+    assert env.backend == backend
+    env.close()
+
+
+def test_auto_respects_arguments():
+    env: Any = make("CartPole-v1", 2, "cpu", max_episode_steps=9)
+    assert env.backend == "tensor" and env.max_episode_steps == 9
+    env = make("Pendulum-v1", 2, "cpu", g=9.81)
+    assert env.backend == "tensor" and env.g == 9.81
+    env = make("CartPole-v1", 2, "cpu", render_mode="rgb_array")
+    assert env.backend == "sync"
+    env.close()
+    assert "use sync" in refusal("CartPole-v1", 2, "cpu", "tensor", render_mode="rgb_array")
+
+
+def test_available_backends():
+    assert available_backends("CartPole-v1") == ("tensor", "entry_point", "sync", "async")
+    assert available_backends("ppo_fast/CartPole-v1") == ("tensor", "sync", "async")
+    assert available_backends("Taxi-v4") == ("sync", "async")
+
+
+def test_unknown_ids_come_with_near_matches():
+    assert refusal("CartPol-v1", 2).startswith("--env-id: no environment 'CartPol-v1'; did you mean CartPole-v1")
+    assert "did you mean LunarLander" in refusal("LunarLandr-v3", 2)
+    assert "module:Env-v0" in refusal("zzzzzzz", 2)
+    assert "can't import 'no_such_module'" in refusal("no_such_module:Env-v0", 2)
+    assert refusal("", 2).startswith("--env-id: no environment ''")
+
+
+@pytest.mark.parametrize("num_envs", [0, -5, 2.0, True])
+def test_bad_num_envs(num_envs):
+    assert refusal("CartPole-v1", num_envs).startswith("--num-envs: ")
+
+
+def test_bad_backends():
+    message = refusal("CartPole-v1", 2, "cpu", "gpu")
+    assert message == "--backend: no backend 'gpu'; choose from auto, tensor, entry_point, sync, async"
+    assert refusal("Taxi-v4", 2, "cpu", "tensor") == "--backend: Taxi-v4 has no tensor backend; it has sync, async"
+    assert "has no entry_point backend" in refusal("Acrobot-v1", 2, "cpu", "entry_point")
+
+
+def test_unsupported_spaces_name_what_is_supported():
+    gymnasium.register("Text-v0", "test_envs_make:TextEnv")
+    try:
+        for backend in ("sync", "async"):
+            message = refusal("Text-v0", 2, "cpu", backend)
+            assert message.startswith("--env-id: Text-v0 has Text observations; supported are Box, Discrete")
+    finally:
+        gymnasium.registry.pop("Text-v0")
+
+
+class TextEnv(gymnasium.Env):
+    observation_space, action_space = gymnasium.spaces.Text(5), gymnasium.spaces.Discrete(2)
+
+
+def test_a_module_is_imported_for_its_environment(tiny_env):
+    env = make("tiny_module:Tiny-v0", 2, "cpu")
+    assert (env.backend, env.spec_id) == ("sync", "tiny_module:Tiny-v0")
+    env.reset(seed=0)
+    ends = [env.step(torch.tensor([0, 1]))[3] for _ in range(7)]
+    assert ends[6].all() and not torch.stack(ends[:6]).any()
+    env.close()
+    # A tensor environment of the user's own is recognised by its class.
+    assert make("tiny_module:TinyTensor-v0", 2, "cpu").backend == "tensor"
+    assert "needs a package that is missing; No module named 'no_such_module'" in refusal("tiny_module:NoJax-v0", 2)
+
+
+@pytest.mark.parametrize(
+    ("env_id", "package", "extra"), [("LunarLander-v3", "Box2D", "box2d"), ("HalfCheetah-v5", "mujoco", "mujoco")]
+)
+def test_a_missing_package_names_the_extra(env_id, package, extra):
+    """In a process of its own, where the package can't be imported whether it is installed or not."""
+    code = f"import sys; sys.modules[{package!r}] = None; from ppo_fast.envs import make; make({env_id!r}, 2, 'cpu')"
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
+    last = done.stderr.strip().splitlines()[-1]
+    assert last == f'ValueError: --env-id: {env_id} needs a package that is missing; pip install "ppo_fast[{extra}]"'

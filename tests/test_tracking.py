@@ -1,0 +1,286 @@
+"""The run folder: what is written, that it is never lost or overwritten, and that no disk stops a run."""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from ppo_fast import tracking
+from ppo_fast.tracking import Run, plot_curves, read_metrics
+
+COLUMNS = [column for _, column in tracking.PANELS]
+PNG = b"\x89PNG"
+
+
+def make_run(root, said=None, **overrides):
+    settings = {"root": root, "env_id": "CartPole-v1", "exp_name": "train", "seed": 3, "config": {"gamma": 0.99}}
+    return Run(**{**settings, **overrides}, say=(said if said is not None else []).append)
+
+
+def row(step, **values):
+    return {"global_step": step, **dict.fromkeys(COLUMNS, 1.5), **values}
+
+
+def test_a_finished_run_leaves_the_whole_folder(tmp_path):
+    said = []
+    with make_run(tmp_path / "runs", said) as run:
+        run.log(row(64))
+        run.log(row(128))
+        run.finish({"eval/mean_return": 500.0, "seconds": {"train": 1.0}})
+    assert re.fullmatch(r"CartPole-v1__train__3__\d{10}", run.folder.name)
+    assert sorted(path.name for path in run.folder.iterdir()) == [
+        "config.json",
+        "curves.png",
+        "metrics.jsonl",
+        "result.json",
+    ]
+    assert json.loads((run.folder / "config.json").read_text()) == {"gamma": 0.99}
+    assert json.loads((run.folder / "result.json").read_text())["seconds"] == {"train": 1.0}
+    assert (run.folder / "curves.png").read_bytes().startswith(PNG)
+    assert said == []
+
+
+def test_a_row_is_in_the_file_when_log_returns(tmp_path):
+    with make_run(tmp_path) as run:
+        for step in (1, 2, 3):
+            run.log(row(step))
+            assert [r["global_step"] for r in read_metrics(run.folder)] == list(range(1, step + 1))
+
+
+def test_killed_after_the_last_row_loses_none(tmp_path):
+    code = f"""
+import os, signal
+from ppo_fast.tracking import Run
+run = Run(root={str(tmp_path)!r}, env_id="E", exp_name="x", seed=1, config={{}})
+for step in range(300):
+    run.log({{"global_step": step, "charts/SPS": 1.0}})
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, timeout=60, check=False)
+    assert done.returncode == -9
+    (folder,) = tmp_path.iterdir()
+    assert [r["global_step"] for r in read_metrics(folder)] == list(range(300))
+
+
+def test_numbers_of_every_kind_become_strict_json(tmp_path):
+    values = {
+        "nan": math.nan,
+        "inf": -math.inf,
+        "int": 7,
+        "bool": True,
+        "none": None,
+        "numpy": np.float32(0.25),
+        "numpy_nan": np.float64("nan"),
+        "tensor": torch.tensor(0.5),
+        "tensor_int": torch.tensor(3),
+        "tiny": 1e-300,
+    }
+    with make_run(tmp_path) as run:
+        run.log({"global_step": 1, **values})
+    text = (run.folder / "metrics.jsonl").read_text()
+
+    def refuse(name):
+        raise AssertionError(f"{name} is not JSON")
+
+    assert json.loads(text, parse_constant=refuse) == {
+        "global_step": 1,
+        "nan": None,
+        "inf": None,
+        "int": 7,
+        "bool": True,
+        "none": None,
+        "numpy": 0.25,
+        "numpy_nan": None,
+        "tensor": 0.5,
+        "tensor_int": 3,
+        "tiny": 1e-300,
+    }
+
+
+def test_config_of_nested_and_unknown_types(tmp_path):
+    config = {"sizes": (64, 64), "path": Path("a/b"), "device": torch.device("cpu"), "deep": {"inf": math.inf, 1: None}}
+    run = make_run(tmp_path, config=config)
+    run.close()
+    assert json.loads((run.folder / "config.json").read_text()) == {
+        "sizes": [64, 64],
+        "path": "a/b",
+        "device": "cpu",
+        "deep": {"inf": None, "1": None},
+    }
+
+
+def test_runs_of_the_same_second_get_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking.time, "time", lambda: 1_700_000_000.9)
+    runs = [make_run(tmp_path) for _ in range(3)]
+    for number, run in enumerate(runs):
+        run.log(row(number))
+        run.close()
+    name = "CartPole-v1__train__3__1700000000"
+    assert [run.folder.name for run in runs] == [name, f"{name}-1", f"{name}-2"]
+    assert [read_metrics(run.folder)[0]["global_step"] for run in runs] == [0, 1, 2]
+
+
+def test_a_file_of_that_name_is_not_overwritten(tmp_path, monkeypatch):
+    monkeypatch.setattr(tracking.time, "time", lambda: 1_700_000_000.0)
+    (tmp_path / "CartPole-v1__train__3__1700000000").write_text("mine")
+    make_run(tmp_path).close()
+    assert (tmp_path / "CartPole-v1__train__3__1700000000").read_text() == "mine"
+
+
+@pytest.mark.parametrize("env_id", ["ppo_fast/CartPole-v1", "examples.point_mass:PointMass-v0", "../../x", "a b\\c"])
+def test_any_env_id_makes_one_folder_inside_the_root(tmp_path, env_id):
+    run = make_run(tmp_path / "runs", env_id=env_id, exp_name="my/exp")
+    run.close()
+    assert run.folder.parent == tmp_path / "runs"
+    assert run.folder.resolve().parent == (tmp_path / "runs").resolve()
+
+
+def test_unwritable_root_is_one_line_that_names_the_flag(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for root in (tmp_path / "file", tmp_path / "file" / "runs"):
+        with pytest.raises(ValueError, match=r"\A--run-root: .*file.*\Z") as error:
+            make_run(root)
+        assert "\n" not in str(error.value)
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_subfolders_are_made_when_they_are_used(tmp_path):
+    with make_run(tmp_path) as run:
+        assert not (run.folder / "checkpoints").exists()
+        assert run.subfolder("checkpoints").is_dir()
+        assert run.subfolder("checkpoints") == run.folder / "checkpoints"
+
+
+def test_an_exception_closes_the_files_and_goes_on(tmp_path):
+    with pytest.raises(RuntimeError, match="mine"), make_run(tmp_path) as run:
+        run.log(row(1))
+        raise RuntimeError("mine")
+    assert run._metrics.closed
+    assert not (run.folder / "result.json").exists()
+
+
+class FullDisk:
+    """A metrics file on a disk that takes `room` more bytes."""
+
+    def __init__(self, file, room):
+        self.file, self.room = file, room
+
+    def write(self, data):
+        if not self.room:
+            raise OSError(28, "No space left on device")
+        taken = self.file.write(data[: self.room])
+        self.room -= taken
+        return taken
+
+    def close(self):
+        self.file.close()
+
+
+def test_a_full_disk_is_said_once_and_training_goes_on(tmp_path, monkeypatch):
+    said = []
+    with make_run(tmp_path, said) as run:
+        run.log(row(1))
+        with monkeypatch.context() as full:
+            full.setattr(run, "_metrics", FullDisk(run._metrics, room=30))
+            for step in (2, 3, 4):
+                run.log(row(step))  # row 2 is torn, rows 3 and 4 are refused
+        run.log(row(5))
+        run.log(row(6))
+    assert len(said) == 1
+    assert "warning" in said[0] and "gaps" in said[0]
+    assert [r["global_step"] for r in read_metrics(run.folder)] == [1, 5, 6]
+
+
+def test_a_disk_full_from_the_first_row_to_the_result(tmp_path, monkeypatch):
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    said = []
+    with make_run(tmp_path, said) as run:
+        monkeypatch.setattr(run, "_metrics", FullDisk(run._metrics, room=0))
+        monkeypatch.setattr(tracking.os, "fsync", refuse)
+        run.log(row(1))
+        run.finish({"eval/mean_return": 1.0})
+    assert len(said) == 1 and "No space left on device" in said[0]
+    assert sorted(path.name for path in run.folder.iterdir()) == ["config.json", "metrics.jsonl"]
+
+
+def test_a_result_that_cannot_be_written_keeps_the_old_one(tmp_path, monkeypatch):
+    tracking.write_json(tmp_path / "result.json", {"old": 1})
+
+    def refuse(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(tracking.os, "replace", refuse)
+    with pytest.raises(OSError, match="No space"):
+        tracking.write_json(tmp_path / "result.json", {"new": 2})
+    assert json.loads((tmp_path / "result.json").read_text()) == {"old": 1}
+    assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
+
+
+def test_a_picture_that_cannot_be_drawn_does_not_fail_the_run(tmp_path, monkeypatch):
+    def fail(_):
+        raise RuntimeError("no font\nlong story")
+
+    said = []
+    monkeypatch.setattr(tracking, "plot_curves", fail)
+    with make_run(tmp_path, said) as run:
+        run.finish({"eval/mean_return": 1.0})
+    assert said == ["warning: curves.png was not drawn: no font"]
+    assert (run.folder / "result.json").exists()
+
+
+BROKEN_FILES = {
+    "half row at the end": json.dumps(row(1)) + "\n" + json.dumps(row(2))[:40],
+    "half row in the middle": json.dumps(row(1))[:25] + "\n" + json.dumps(row(2)) + "\n",
+    "nulls": json.dumps(row(1, **dict.fromkeys(COLUMNS))) + "\n" + json.dumps(row(2)) + "\n",
+    "all null": json.dumps(row(1, **dict.fromkeys(COLUMNS))) + "\n",
+    "NaN of a lax writer": json.dumps(row(1, **dict.fromkeys(COLUMNS, math.nan))) + "\n",
+    "missing columns": '{"global_step": 1, "charts/SPS": 5}\n{"global_step": 2, "losses/entropy": 0.3}\n',
+    "only steps": '{"global_step": 1}\n{"global_step": 2}\n',
+    "rows that are no rows": '[1, 2]\n5\nnull\n"x"\n' + json.dumps(row(1)) + "\n",
+    "values that are no numbers": json.dumps(row(1, **dict.fromkeys(COLUMNS, "x"))) + "\n",
+    "bytes of a broken disk": "\x00\x00\x00\n" + json.dumps(row(1)) + "\n",
+}
+
+
+@pytest.mark.parametrize("text", BROKEN_FILES.values(), ids=BROKEN_FILES.keys())
+def test_curves_survive_a_broken_file(tmp_path, text):
+    (tmp_path / "metrics.jsonl").write_text(text)
+    assert plot_curves(tmp_path) is True
+    assert (tmp_path / "curves.png").read_bytes().startswith(PNG)
+
+
+@pytest.mark.parametrize("text", ["", "\n\n", '{"global_st', '{"charts/SPS": 5}\n', '{"global_step": null}\n'])
+def test_no_row_no_picture(tmp_path, text):
+    (tmp_path / "metrics.jsonl").write_text(text)
+    assert plot_curves(tmp_path) is False
+    assert not (tmp_path / "curves.png").exists()
+
+
+def test_moving_average_against_a_plain_mean():
+    values = tuple(np.random.default_rng(0).normal(size=50).tolist())
+    for width in (1, 2, 5, 9):
+        half = width // 2
+        expected = [float(np.mean(values[max(0, i - half) : i + half + 1])) for i in range(50)]
+        assert tracking._moving_average(values, width) == pytest.approx(expected)
+
+
+def test_tick_labels_are_short_and_right():
+    labels = {0.0025: "0.0025", 500.0: "500", 9000: "9000", 250_000: "250k", 1_500_000: "1.5M", -2e9: "-2G", 0: "0"}
+    assert {value: tracking._short_number(value) for value in labels} == labels
+
+
+def test_importing_it_is_cheap():
+    code = "import sys, ppo_fast.tracking; print([m for m in ('wandb', 'matplotlib', 'rich') if m in sys.modules])"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
