@@ -13,7 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,12 +32,22 @@ CHUNK = 8
 
 
 class Stopwatch:
-    """Seconds by name: `lap(name)` books the time since the lap before. It starts when the process did."""
+    """Seconds by name: `lap(name)` books what has passed since the lap before, the first one since `started`."""
 
-    def __init__(self) -> None:
+    def __init__(self, started: float | None = None) -> None:
         self.seconds: dict[str, float] = {}
-        self._last = time.time()
-        self._process = True
+        self._last = time.time() if started is None else started
+
+    @classmethod
+    def since_process_start(cls) -> "Stopwatch":
+        """Started when this process was, so that imports count too; now, where the system does not say."""
+        try:
+            with open("/proc/self/stat") as stat, open("/proc/uptime") as uptime:
+                ticks = int(stat.read().rpartition(")")[2].split()[19])
+                age = float(uptime.read().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
+        except (OSError, ValueError, IndexError):
+            return cls()
+        return cls(time.time() - age)
 
     def lap(self, name: str) -> None:
         """Book the seconds since the last lap under `name`."""
@@ -51,18 +61,30 @@ def compiler_on_path() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++") if name)
 
 
-def eager_seconds(iterations: int, steps: int, minibatches: int, gflops: float) -> float:
-    """Predicted seconds of `iterations` eager iterations on a CPU: each `steps` rollout steps and `minibatches` updates."""
-    return iterations * (steps * SECONDS_PER_STEP + minibatches * SECONDS_PER_MINIBATCH + gflops * SECONDS_PER_GFLOP)
+class Work(NamedTuple):
+    """The sizes that decide how long a run takes."""
+
+    iterations: int
+    steps: int  # T, of each environment in an iteration
+    epochs: int
+    minibatches: int
+    batch_size: int  # B
 
 
-def decide(mode: str, device: torch.device, eager: float) -> tuple[bool, str]:
+def eager_seconds(work: Work, parameters: int) -> float:
+    """Predicted seconds of a run on a CPU without compiling: launches of small kernels, and products."""
+    flops = 2.0 * parameters * work.batch_size * (1 + 3 * work.epochs)
+    launches = work.steps * SECONDS_PER_STEP + work.epochs * work.minibatches * SECONDS_PER_MINIBATCH
+    return work.iterations * (launches + flops * 1e-9 * SECONDS_PER_GFLOP)
+
+
+def decide(mode: str, device: torch.device, work: Work, parameters: int) -> tuple[bool, str]:
     """Whether to compile, and why, in words.
 
     Args:
-        mode: "auto", "on" or "off". auto compiles only what will pay for its compilation within this run. It is decided
-            from the flags alone, never from a clock, so that equal seeds give equal runs.
-        eager: predicted seconds of the run without compiling (`eager_seconds`).
+        mode: "auto", "on" or "off". auto compiles only what pays for its compilation within this run. It goes by the
+            flags alone, never by a clock, so that equal seeds give equal runs.
+        parameters: P, of the agent.
     """
     if mode == "off":
         return False, "eager (--compile off)"
@@ -70,18 +92,23 @@ def decide(mode: str, device: torch.device, eager: float) -> tuple[bool, str]:
         return False, "eager (warning: torch.compile needs a C++ compiler such as g++, and none is on the PATH)"
     if mode == "on":
         return True, "compiled (--compile on)"
-    if eager * COMPILE_SAVES > COMPILE_SECONDS:
-        return True, f"compiled (saves more than the {COMPILE_SECONDS:.0f} s that compiling takes)"
-    return False, f"eager (about {eager:.0f} s of training; compiling takes up to {COMPILE_SECONDS:.0f} s first)"
+    seconds = eager_seconds(work, parameters)
+    if seconds * COMPILE_SAVES > COMPILE_SECONDS:
+        return True, "compiled (a run this long saves more time than compiling takes)"
+    return False, f"eager (about {seconds:.0f} s; compiling would take longer than it saves)"
 
 
-def prepare(device: torch.device) -> None:
-    """Set up this process: compile cache on disk, reuse of large buffers. May be called again."""
+def prepare(cuda: bool, deterministic: bool) -> torch.device:
+    """Set up this process and pick the device: CUDA where it is wanted and there, else the CPU. May be called again."""
     if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
         base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(base / "ppo_fast" / "inductor")
-    if device.type == "cpu" and sys.platform == "linux":
+    torch.backends.cudnn.deterministic = deterministic
+    if cuda and torch.cuda.is_available():
+        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    if sys.platform == "linux":
         _keep_large_buffers()
+    return torch.device("cpu")
 
 
 def _keep_large_buffers() -> None:
@@ -182,13 +209,6 @@ def rehearse(function: Callable[[], Any], state: list[Tensor], generators: list[
     assign(state, saved)
     for generator, stream in zip(generators, streams, strict=True):
         generator.set_state(stream)
-
-
-def pick_device(cuda: bool) -> torch.device:
-    """The CUDA device where it is wanted and there is one (of this process's local rank), else the CPU."""
-    if cuda and torch.cuda.is_available():
-        return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
-    return torch.device("cpu")
 
 
 def versions(device: torch.device) -> dict[str, Any]:

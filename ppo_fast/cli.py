@@ -95,18 +95,24 @@ def in_one_line(box: str) -> str:
     return text or "the command line could not be read; see --help"
 
 
-def fail(text: str) -> NoReturn:
-    """Say what was wrong in one line on stderr and exit with status 2."""
+def fail(text: str, status: int = 2) -> NoReturn:
+    """Say what was wrong in one line on stderr and exit with this status."""
     print(f"error: {' '.join(text.split())}", file=sys.stderr, flush=True)
-    raise SystemExit(2)
+    raise SystemExit(status)
 
 
-def run(program: Callable[[Any], Any], args_type: type, description: str | None) -> None:
-    """Run a program from the command line: `ValueError("--flag: ...")` is the user's mistake, one line and status 2."""
+def run(program: Callable[..., Any], args_type: type, description: str | None, *rest: Any) -> None:
+    """Run `program(args, *rest)` from the command line.
+
+    `ValueError("--flag: ...")` is the user's mistake: one line, status 2. FloatingPointError is training that broke down:
+    one line, status 3.
+    """
     args = parse(args_type, None, (description or "").strip())
     try:
-        program(args)
+        program(args, *rest)
     except ValueError as error:
         if not str(error).startswith("--"):
             raise
         fail(str(error))
+    except FloatingPointError as error:
+        fail(str(error), 3)

@@ -17,6 +17,7 @@ import sys
 import textwrap
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any, Protocol, Self, TextIO
 
@@ -99,7 +100,7 @@ class Console:
         """Say at once what goes on now ("compiling", "training", "evaluating")."""
         self._phase = name
         if self._live is not None:
-            self._live.update(self._panel(), refresh=True)
+            self._refresh()
         elif not self.quiet:
             self._print(f"{name} ...")
 
@@ -154,7 +155,8 @@ class Console:
     def close(self) -> None:
         """Take the live panel away and give the terminal its cursor back. May be called again."""
         if self._live is not None:
-            self._live.stop()
+            with suppress(OSError):
+                self._live.stop()
             self._live = None
 
     def __enter__(self) -> Self:
@@ -169,7 +171,7 @@ class Console:
     def _draw(self) -> None:
         self._drawn = True
         if self._live is not None:
-            self._live.update(self._panel(), refresh=True)
+            self._refresh()
             return
         self._print(self._plain_line())
         for item in self._advice:
@@ -192,7 +194,21 @@ class Console:
             self._stream.write(_plain(text).encode(encoding, "replace").decode(encoding) + "\n")
             self._stream.flush()
         except OSError:
-            self.quiet = True  # the reader has gone (a closed pipe, a lost connection): the training has not
+            self._go_on_alone()
+
+    def _refresh(self) -> None:
+        assert self._live is not None
+        try:
+            self._live.update(self._panel(), refresh=True)
+        except OSError:
+            self._go_on_alone()
+
+    def _go_on_alone(self) -> None:
+        """The reader has gone (`| head`, a lost connection), the training has not: the rest is said to nobody."""
+        self.quiet = True
+        with suppress(OSError, ValueError):
+            # Python would try the unwritten rest again at exit, and fail there.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
 
     def _wrapped(self, text: str) -> list[str]:
         """`text` in the lines that fit beside a label in this terminal; one line where there is no terminal."""
@@ -239,7 +255,7 @@ class Console:
             body.append("\n" if index % columns == columns - 1 else "")
         body.append(f"{'return so far':<15}", "dim").append(_sparkline(self._returns, width - 15), COLOURS["ok"])
         parts = Group(body, Text(), _health_text(self._advice))
-        return Panel(parts, title=self.title, title_align="left", border_style="dim", width=width + 4)
+        return Panel(parts, title=Text(self.title), title_align="left", border_style="dim", width=width + 4)
 
     def _facts(self) -> list[tuple[str, str]]:
         """The named figures of the panel. Twelve of them, so that two columns and three are full."""
@@ -279,7 +295,7 @@ def _can_draw(stream: TextIO) -> bool:
 def _screen(stream: TextIO) -> Any:
     from rich.console import Console as RichConsole
 
-    return RichConsole(file=stream, highlight=False, markup=False)
+    return RichConsole(file=stream)
 
 
 def _bar(width: int, done: float) -> Any:

@@ -100,16 +100,18 @@ class RankGroup(Ranks):
 
         super().__init__(device, rank, local_rank, world_size)
         self._dist = dist
-        self._heart = _Heart(rank, world_size, dead_after)
         backend = "nccl" if device.type == "cuda" else "gloo"
         # Without torchrun's store (launched by hand), rank 0 is the one that serves it.
         serve = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
         store = _connect(world_size, START_TIMEOUT, serve)
         dist.init_process_group(backend, store=store, timeout=TIMEOUT, rank=rank, world_size=world_size)
-        # Flags and barriers go over the CPU even when gradients don't: they must not cost a CUDA sync.
-        self._control = dist.new_group(backend="gloo", timeout=TIMEOUT)
+        self._heart = _Heart(rank, world_size, dead_after)
+        # Flags and barriers go over the CPU even when gradients don't: they must not cost a CUDA sync. On the CPU there
+        # is one group for everything, None.
+        self._control: Any = dist.new_group(backend="gloo", timeout=TIMEOUT) if device.type == "cuda" else None
         self._guard(dist.barrier, group=self._control)
         self._heart.start()
+        atexit.register(self._abandon)
 
     def average_(self, tensor: torch.Tensor) -> torch.Tensor:
         return self.sum_(tensor).div_(self.world_size)
@@ -133,16 +135,24 @@ class RankGroup(Ranks):
     def shutdown(self) -> None:
         if self._dist.is_initialized():
             self.barrier()
+            atexit.unregister(self._abandon)
             self._heart.stop()
             self._dist.destroy_process_group()
+
+    def _abandon(self) -> None:
+        """Leave without the others, who notice: the connections close, the heart stops."""
+        atexit.unregister(self._abandon)
+        self._heart.stop()
+        # A gloo thread that drops the last tensor of a failed collective while the interpreter goes down would abort
+        # the process. NCCL is left alone: taking its group down can wait for the dead.
+        if self._dist.is_initialized():
+            self._dist.destroy_process_group(self._control)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        if kind is not None:
-            # The others must not wait for this rank, however long it goes on living.
-            self._heart.stop()
-        super().__exit__(kind, error, trace)
+        # After an error the others must not wait for this rank, however long it goes on living.
+        self.shutdown() if kind is None else self._abandon()
 
     def _guard(self, collective: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         try:
@@ -159,20 +169,19 @@ class _Heart:
         self._rank = rank
         self._dead_after = dead_after
         self._keys = [f"beat/{other}" for other in range(world_size)]
+        self._store = _connect(world_size, timedelta(seconds=dead_after))
+        self._store.set(self._keys[rank], "0")
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
 
     def start(self) -> None:
-        """Call once every rank is known to be there, and so to beat soon."""
+        """Call once every rank is there, so that every key is."""
         self._thread.start()
-        # A thread inside the store's C++ code while the interpreter goes down would abort the process.
-        atexit.register(self.stop)
 
     def stop(self) -> None:
         """Fall silent. Without a barrier before it, the others take this rank for dead."""
-        atexit.unregister(self.stop)
         self._closing.set()
-        self._thread.join()
+        self._thread.join(2 * BEAT)
 
     def _run(self) -> None:
         try:
@@ -187,14 +196,13 @@ class _Heart:
 
     def _listen(self) -> list[int]:
         """Beat and listen until the end. Returns the silent ranks; empty after `stop`."""
-        store = _connect(len(self._keys), timedelta(seconds=self._dead_after))
         heard = [b""] * len(self._keys)
         missed = [0] * len(self._keys)
         beat = 0
         while not self._closing.wait(BEAT):
             beat += 1
-            store.set(self._keys[self._rank], str(beat))
-            now = store.multi_get(self._keys)
+            self._store.set(self._keys[self._rank], str(beat))
+            now = self._store.multi_get(self._keys)
             # Rounds of our own are counted, not seconds: time in which we were frozen ourselves is held against nobody.
             missed = [0 if new != old else count + 1 for new, old, count in zip(now, heard, missed, strict=True)]
             heard = now

@@ -7,7 +7,7 @@ reset rows of a NEXT_STEP environment out of every loss and every statistic.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -137,33 +137,46 @@ def clip_gradient(gradient: Tensor, max_norm: float) -> tuple[Tensor, Tensor]:
     return gradient * (max_norm / (norm + 1e-6)).clamp(max=1.0), norm
 
 
+class Learner(NamedTuple):
+    """The parameters and Adam's state: everything that an update changes, in place."""
+
+    theta: Tensor  # (P,) every parameter, flat
+    moment1: Tensor  # (P,) Adam's first moment
+    moment2: Tensor  # (P,) and second
+    step: Tensor  # () float, updates so far
+    learning_rate: Tensor  # () float: changed in place, so that annealing recompiles nothing
+    active: Tensor  # () bool: while false, `adam_` with `only_if_active` changes nothing
+
+
+def new_learner(theta: Tensor, learning_rate: float) -> Learner:
+    """The learner at the start of training; theta (P,) is taken, not copied."""
+    scalars = (torch.zeros((), device=theta.device), torch.full((), learning_rate, device=theta.device))
+    active = torch.ones((), dtype=torch.bool, device=theta.device)
+    return Learner(theta, torch.zeros_like(theta), torch.zeros_like(theta), *scalars, active)
+
+
 def adam_(
-    theta: Tensor,
+    learner: Learner,
     gradient: Tensor,
-    moment1: Tensor,
-    moment2: Tensor,
-    step: Tensor,
-    learning_rate: Tensor,
-    *,
-    apply: Tensor | None = None,
+    only_if_active: bool = False,
     betas: tuple[float, float] = (0.9, 0.999),
     eps: float = 1e-5,
 ) -> None:
-    """One Adam step in place on flat vectors (P,): Kingma & Ba 2015, algorithm 1, with torch.optim.Adam's arithmetic.
+    """One Adam step in place: Kingma & Ba 2015, algorithm 1, with the arithmetic of torch.optim.Adam.
 
     Args:
-        step: 0-dim float, the number of steps so far; counted up here.
-        learning_rate: 0-dim float on the device, so that annealing it recompiles nothing.
-        apply: 0-dim bool; where false, nothing at all changes. It stops an epoch without the host looking.
+        gradient: (P,).
+        only_if_active: look at `learner.active`, on the device: a KL stop then ends an epoch without the host looking.
     """
     beta1, beta2 = betas
+    theta, moment1, moment2, step, learning_rate, active = learner
     count = step + 1
     first = torch.lerp(moment1, gradient, 1 - beta1)
     second = moment2 * beta2 + (1 - beta2) * gradient * gradient
     denominator = second.sqrt() / (1 - beta2**count).sqrt() + eps
     moved = theta - learning_rate / (1 - beta1**count) * first / denominator
     for old, new in ((step, count), (moment1, first), (moment2, second), (theta, moved)):
-        old.copy_(new if apply is None else torch.where(apply, new, old))
+        old.copy_(torch.where(active, new, old) if only_if_active else new)
 
 
 def minibatch_sizes(batch_size: int, num_minibatches: int) -> Sequence[int]:

@@ -22,6 +22,8 @@ from torch.func import functional_call
 
 from ppo_fast import capture, cli, networks, ppo
 from ppo_fast import envs as environments
+from ppo_fast.capture import Stopwatch
+from ppo_fast.checkpoint import save_policy
 from ppo_fast.cli import Range
 from ppo_fast.console import Console
 from ppo_fast.envs.tensor import TensorVectorEnv
@@ -192,17 +194,6 @@ class Batch(NamedTuple):
     valid: Tensor | None  # (B,) bool; None where all rows are valid
 
 
-class Learner(NamedTuple):
-    """All that an update changes, in place."""
-
-    theta: Tensor  # (P,) every parameter; the agent's are views of it
-    moment1: Tensor  # (P,) Adam's
-    moment2: Tensor  # (P,)
-    step: Tensor  # () updates so far
-    learning_rate: Tensor  # ()
-    active: Tensor  # () bool, False once the KL stop has ended this iteration
-
-
 def new_rollout(args: Args, envs: Any, agent: Agent) -> Rollout:
     """The rollout's tensors, allocated once on the device."""
 
@@ -274,16 +265,14 @@ def loss(parameters: dict[str, Tensor], agent: Agent, args: Args, batch: Batch) 
 STATISTICS = ("policy_loss", "value_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "grad_norm")
 
 
-def update(agent: Agent, args: Args, learner: Learner, batch: Batch, index: Tensor) -> Tensor:
+def update(agent: Agent, args: Args, learner: ppo.Learner, batch: Batch, index: Tensor) -> Tensor:
     """Loss, backward, clip and Adam on the rows `index` (M,) of the batch; returns STATISTICS as one tensor."""
     minibatch = Batch(*(None if rows is None else rows[index] for rows in batch))
     shapes = {name: parameter.shape for name, parameter in agent.named_parameters()}
     parameters = networks.unflatten(learner.theta, shapes)
     gradients, _, statistics = ppo.value_and_gradients(loss, parameters, agent, args, minibatch)
     gradient, norm = ppo.clip_gradient(networks.flatten(gradients), args.max_grad_norm)
-    moments = (learner.moment1, learner.moment2, learner.step)
-    keep = None if args.target_kl is None else learner.active
-    ppo.adam_(learner.theta, gradient, *moments, learner.learning_rate, apply=keep)
+    ppo.adam_(learner, gradient, only_if_active=args.target_kl is not None)
     return torch.cat([statistics, norm[None]])
 
 
@@ -309,7 +298,7 @@ def learn(args: Args, update: Callable[[Batch, Tensor], Tensor], batch: Batch, a
 METRICS = (*STATISTICS, "explained_variance", "return_sum", "length_sum", "episodes", "steps")
 
 
-def make_iteration(args: Args, envs: Any, agent: Agent, learner: Learner, fast: bool) -> Callable[[], Tensor]:
+def make_iteration(args: Args, envs: Any, agent: Agent, learner: ppo.Learner, fast: bool) -> Callable[[], Tensor]:
     """One iteration as a function without arguments that returns METRICS as one device tensor.
 
     *Executables*: the one block where anything is compiled or captured; `fast` asks for it.
@@ -367,45 +356,41 @@ def make_iteration(args: Args, envs: Any, agent: Agent, learner: Learner, fast: 
     return iteration
 
 
-def train(args: Args) -> dict[str, Any]:
-    """Train, evaluate and leave a run folder; returns what result.json holds. ValueError names a flag that can't work."""
-    watch = capture.Stopwatch()
+def train(args: Args, watch: Stopwatch | None = None) -> dict[str, Any]:
+    """Train, evaluate and leave a run folder; returns what result.json holds. A flag that can't work is a ValueError."""
+    watch = watch or Stopwatch()
     args.check()
-    device = capture.pick_device(args.cuda)
-    torch.backends.cudnn.deterministic = args.torch_deterministic
+    device = capture.prepare(args.cuda, args.torch_deterministic)
     envs = environments.make(args.env_id, args.num_envs, device, args.backend)
     agent = Agent(envs, args, torch.Generator().manual_seed(args.seed)).to(device)
-    theta = networks.flatten_parameters(agent)
-    rest = (torch.zeros((), device=device), torch.tensor(args.learning_rate, device=device))
-    learner = Learner(theta, torch.zeros_like(theta), torch.zeros_like(theta), *rest, torch.tensor(True, device=device))
-    flops = 2.0 * theta.numel() * args.batch_size * (1 + 3 * args.update_epochs)
-    updates = args.update_epochs * args.num_minibatches
-    predicted = capture.eager_seconds(args.num_iterations, args.num_steps, updates, flops * 1e-9)
-    fast, wording = capture.decide(args.compile, device, predicted)
-    config = {**asdict(args), "batch_size": args.batch_size, "num_iterations": args.num_iterations}
-    config |= {
-        "backend_used": envs.backend,
-        "parameters": theta.numel(),
-        "execution": wording,
-        **capture.versions(device),
-    }
-
-    health = Health(args.num_iterations * args.batch_size, agent.head.max_entropy)
-    names = {"env_id": args.env_id, "exp_name": args.exp_name, "seed": args.seed, "config": config}
-    wandb = {key: value for key, value in asdict(args).items() if key.startswith("wandb_")}
+    learner = ppo.new_learner(networks.flatten_parameters(agent), args.learning_rate)
+    total = args.num_iterations * args.batch_size
+    work = capture.Work(args.num_iterations, args.num_steps, args.update_epochs, args.num_minibatches, args.batch_size)
+    fast, wording = capture.decide(args.compile, device, work, learner.theta.numel())
+    health = Health(total, agent.head.max_entropy)
+    facts = {"batch_size": args.batch_size, "num_iterations": args.num_iterations, "parameters": learner.theta.numel()}
+    facts |= {"backend_used": envs.backend, "execution": wording, **capture.versions(device)}
     with (
-        Console(health.total_steps, args.quiet) as console,
-        Run(root=args.run_root, **names, track=args.track, **wandb, say=console.message) as run,
+        Console(total, args.quiet, title=f"ppo_fast {args.env_id}") as console,
+        Run.from_flags(asdict(args), facts, console.message) as run,
         StopSignal() as stop,
     ):
-        console.start([f"{args.env_id}: {args.num_envs} environments, backend {envs.backend}"])
-        console.start([f"device {device}, {wording}", f"run folder {run.folder}"])
+        console.start(
+            [
+                f"environments  {args.num_envs} x {args.env_id}, backend {envs.backend}",
+                f"agent         {learner.theta.numel():,} parameters, {args.num_iterations} iterations of {args.batch_size} steps",
+                f"device        {facts['device']} ({facts['device_name']}), {wording}",
+                f"run folder    {run.folder}",
+            ]
+        )
         watch.lap("startup")
         iteration = make_iteration(args, envs, agent, learner, fast)
         watch.lap("compile")
         result = loop(args, iteration, learner, run, console, health, stop)
         watch.lap("train")
+        save_policy(run.folder, agent.state_dict(), facts | {"args": asdict(args)})
         if args.eval_episodes and "stopped" not in result:
+            console.phase("evaluating")
             result |= evaluate(args, agent, device)
         watch.lap("eval")
         result["seconds"] = watch.seconds
@@ -416,7 +401,7 @@ def train(args: Args) -> dict[str, Any]:
 
 
 def loop(
-    args: Args, iteration: Callable, learner: Learner, run: Run, console: Console, health: Health, stop: Any
+    args: Args, iteration: Callable, learner: ppo.Learner, run: Run, console: Console, health: Health, stop: Any
 ) -> dict:
     """The training loop: anneal, iterate, read the metrics once, log."""
     started, global_step, result = time.perf_counter(), 0, {}
@@ -454,10 +439,5 @@ def evaluate(args: Args, agent: Agent, device: torch.device) -> dict[str, Any]:
     return figures | sampled.figures("eval/sampled_")
 
 
-def main() -> None:
-    """Entry point of `python -m ppo_fast.train`."""
-    cli.run(train, Args, __doc__)
-
-
 if __name__ == "__main__":
-    main()
+    cli.run(train, Args, __doc__, Stopwatch.since_process_start())

@@ -224,6 +224,8 @@ def _check_aliasing(make_fn: Callable[[], Any], steps: int) -> None:
     _, kept = play(env, steps, seed=3, scribble=True)
     env.close()
     for step, copied in zip(record, kept, strict=True):
+        places = {tensor.untyped_storage().data_ptr() for tensor in step.tensors()}
+        assert len(places) == len(step.tensors()), "two tensors that one step returned share memory"
         for tensor, wanted in zip(step.tensors(), copied.tensors(), strict=True):
             assert torch.equal(tensor, wanted), "a returned tensor shares memory with the environment or a later step"
 

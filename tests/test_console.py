@@ -2,7 +2,10 @@
 
 import io
 import math
+import os
 import re
+import subprocess
+import sys
 import time
 from types import SimpleNamespace
 
@@ -159,14 +162,14 @@ def test_quiet_says_warnings_and_one_line(capsys):
 
 
 def test_panel_shows_the_row_and_fits(terminal, clock):
-    voice = Console(500_000, title="CartPole-v1, seed 1", stream=terminal)
+    voice = Console(500_000, title="CartPole-v1 [seed 1]", stream=terminal)
     with voice:
         voice.start([])
         voice.phase("training")
         voice.update(ROW, [WARNING])
         text = without_colour(terminal.getvalue())
     for part in (
-        "CartPole-v1, seed 1",
+        "CartPole-v1 [seed 1]",
         "50 %",
         "0:01 left",
         "250,000",
@@ -254,15 +257,42 @@ def test_plain_lines_where_a_panel_cannot_be_shown(terminal, monkeypatch, reason
     assert "step=250000" in terminal.getvalue()
 
 
-def test_a_reader_that_has_gone_does_not_stop_training():
-    class Gone(io.StringIO):
-        def write(self, _):
-            raise BrokenPipeError
+def test_text_that_the_stream_cannot_encode_is_replaced():
+    stream = io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+    Console(1000, stream=stream).start(["gamma γ, ± 1"])
+    assert stream.buffer.getvalue() == b"gamma ?, +- 1\n"
 
-    voice = Console(1000, stream=Gone())
-    voice.start(["header"])
-    voice.update(ROW)
-    voice.summary(RESULT)
+
+@pytest.mark.parametrize(("live", "error"), [(False, BrokenPipeError()), (True, OSError(5, "Input/output error"))])
+def test_a_reader_that_has_gone_does_not_stop_training(terminal, monkeypatch, live, error):
+    def gone(_):
+        raise error
+
+    monkeypatch.setattr(terminal, "isatty", lambda: live)
+    with Console(1000, stream=terminal) as voice:
+        voice.start(["header"])
+        monkeypatch.setattr(terminal, "write", gone)
+        voice.phase("training")
+        voice.update(ROW)
+        voice.message("hello")
+        voice.summary(RESULT)
+
+
+def test_a_pipe_closed_early_leaves_no_error_at_exit():
+    code = """
+from ppo_fast.console import Console
+voice = Console(1000)
+for _ in range(20_000):
+    voice.message("x" * 100)
+"""
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code]
+    with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait(30) == 0
 
 
 def test_update_costs_nothing_between_drawings(terminal):

@@ -101,6 +101,12 @@ class SharedValid(Faulty):
         return *rest, info
 
 
+class FinalObsIsObs(Faulty):
+    def step(self, actions):
+        obs, *rest, info = super().step(actions)
+        return obs, *rest, info if info["_final_obs"].any() else {**info, "final_obs": obs}
+
+
 class NoFinalObs(Faulty):
     def step(self, actions):
         *rest, info = super().step(actions)
@@ -212,6 +218,7 @@ FAULTS = {
     SharedBuffer: "final_obs differs from obs|shares memory",
     StateHandedOut: "final_obs differs from obs|shares memory",
     SharedValid: "shares memory",
+    FinalObsIsObs: "one step returned share memory",
     NoFinalObs: "lacks final_obs",
     ResetAsFinalObs: "terminated does not fit final_obs",
     PreviousAsFinalObs: "before the last",

@@ -285,6 +285,36 @@ def test_missing_final_obs_warns_once_and_takes_the_observation_before():
     env.step(torch.zeros(2).long())  # no second warning: it would be an error
 
 
+def test_a_masked_reset_changes_no_other_row():
+    """Given answers every reset with zeros in all rows; only the ended environment may take its zero."""
+    env: Any = HostVectorEnv(Given("none", AutoresetMode.DISABLED))
+    env.reset(seed=0)
+    rows = [env.step(torch.zeros(2).long()) for _ in range(2)]
+    assert [obs.flatten().tolist() for obs, *_ in rows] == [[1, 1], [0, 2]]
+    assert rows[1][-1]["final_obs"].flatten().tolist() == [-5, 2]
+
+
+def test_after_a_reset_every_row_is_valid_again():
+    env = scripted(AutoresetMode.NEXT_STEP)
+    env.reset(seed=0)
+    _, _, terminated, truncated, _ = env.step(torch.zeros(5).long())
+    assert (terminated | truncated).any()
+    env.reset(seed=0)
+    *_, info = env.step(torch.zeros(5).long())
+    assert info["valid"].all()
+
+
+@pytest.mark.parametrize("backend", ["sync", "async"])
+def test_make_keeps_final_observations_of_reused_buffers(backend):
+    gymnasium.register("Reused-v0", "test_envs_host:Scripted", kwargs={"index": 3, "reuse_buffer": True})
+    try:
+        rows = transitions(make("Reused-v0", 1, "cpu", backend), 60)[0]
+    finally:
+        gymnasium.registry.pop("Reused-v0")
+    # The probe and each vector make their own environments, so episode 0 is the first here too.
+    assert rows == by_hand(3, len(rows))
+
+
 def test_a_missing_autoreset_mode_warns():
     with pytest.warns(UserWarning, match="NEXT_STEP is assumed"):
         env = HostVectorEnv(Given("none", mode=None))

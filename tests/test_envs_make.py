@@ -97,6 +97,27 @@ def test_unsupported_spaces_name_what_is_supported():
         gymnasium.registry.pop("Text-v0")
 
 
+def test_a_refused_vector_is_closed():
+    gymnasium.register("TextVector-v0", vector_entry_point="test_envs_make:TextVector")
+    try:
+        assert "Text observations" in refusal("TextVector-v0", 2)
+    finally:
+        gymnasium.registry.pop("TextVector-v0")
+    assert TextVector.closings == 1
+
+
+class TextVector(gymnasium.vector.VectorEnv):
+    closings = 0
+    metadata = {"autoreset_mode": gymnasium.vector.AutoresetMode.SAME_STEP}  # noqa: RUF012
+    single_observation_space, single_action_space = gymnasium.spaces.Text(5), gymnasium.spaces.Discrete(2)
+
+    def __init__(self, num_envs):
+        self.num_envs = num_envs
+
+    def close_extras(self, **kwargs):
+        TextVector.closings += 1
+
+
 class TextEnv(gymnasium.Env):
     observation_space, action_space = gymnasium.spaces.Text(5), gymnasium.spaces.Discrete(2)
 
