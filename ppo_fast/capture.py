@@ -69,22 +69,22 @@ class Work(NamedTuple):
     epochs: int
     minibatches: int
     batch_size: int  # B
+    parameters: int  # of the agent
 
 
-def eager_seconds(work: Work, parameters: int) -> float:
+def eager_seconds(work: Work) -> float:
     """Predicted seconds of a run on a CPU without compiling: launches of small kernels, and products."""
-    flops = 2.0 * parameters * work.batch_size * (1 + 3 * work.epochs)
+    flops = 2.0 * work.parameters * work.batch_size * (1 + 3 * work.epochs)
     launches = work.steps * SECONDS_PER_STEP + work.epochs * work.minibatches * SECONDS_PER_MINIBATCH
     return work.iterations * (launches + flops * 1e-9 * SECONDS_PER_GFLOP)
 
 
-def decide(mode: str, device: torch.device, work: Work, parameters: int) -> tuple[bool, str]:
+def decide(mode: str, device: torch.device, work: Work) -> tuple[bool, str]:
     """Whether to compile, and why, in words.
 
     Args:
         mode: "auto", "on" or "off". auto compiles only what pays for its compilation within this run. It goes by the
             flags alone, never by a clock, so that equal seeds give equal runs.
-        parameters: P, of the agent.
     """
     if mode == "off":
         return False, "eager (--compile off)"
@@ -92,7 +92,7 @@ def decide(mode: str, device: torch.device, work: Work, parameters: int) -> tupl
         return False, "eager (warning: torch.compile needs a C++ compiler such as g++, and none is on the PATH)"
     if mode == "on":
         return True, "compiled (--compile on)"
-    seconds = eager_seconds(work, parameters)
+    seconds = eager_seconds(work)
     if seconds * COMPILE_SAVES > COMPILE_SECONDS:
         return True, "compiled (a run this long saves more time than compiling takes)"
     return False, f"eager (about {seconds:.0f} s; compiling would take longer than it saves)"
@@ -201,14 +201,29 @@ def assign(targets: Iterable[Tensor], values: Iterable[Tensor]) -> None:
         target.copy_(value)
 
 
-def rehearse(function: Callable[[], Any], state: list[Tensor], generators: list[torch.Generator]) -> None:
-    """Run a function once so that all it needs is compiled, then put back the tensors and generators it changed."""
+def ready(
+    function: Callable[[], Any], state: list[Tensor], generators: list[torch.Generator], graph: bool
+) -> Callable[[], Any]:
+    """The function with everything it calls compiled, as a CUDA graph if `graph`.
+
+    It is run for that, and what it changed is put back: `state`, tensors changed in place, and `generators`.
+    """
+    if graph:
+        return CudaGraph(function, state, generators)
     saved = [tensor.clone() for tensor in state]
     streams = [generator.get_state() for generator in generators]
     function()
     assign(state, saved)
     for generator, stream in zip(generators, streams, strict=True):
         generator.set_state(stream)
+    return function
+
+
+def describe(device: torch.device, cuda: bool) -> str:
+    """The device in words; says so when a CUDA device was wanted and there is none."""
+    if device.type == "cuda":
+        return f"{device} ({torch.cuda.get_device_name(device)})"
+    return f"cpu ({torch.get_num_threads()} threads{'; no CUDA device found' if cuda else ''})"
 
 
 def versions(device: torch.device) -> dict[str, Any]:

@@ -194,21 +194,14 @@ class Console:
             self._stream.write(_plain(text).encode(encoding, "replace").decode(encoding) + "\n")
             self._stream.flush()
         except OSError:
-            self._go_on_alone()
+            self.quiet = True  # the reader has gone (`| head`, a lost connection), the training has not
 
     def _refresh(self) -> None:
         assert self._live is not None
         try:
             self._live.update(self._panel(), refresh=True)
         except OSError:
-            self._go_on_alone()
-
-    def _go_on_alone(self) -> None:
-        """The reader has gone (`| head`, a lost connection), the training has not: the rest is said to nobody."""
-        self.quiet = True
-        with suppress(OSError, ValueError):
-            # Python would try the unwritten rest again at exit, and fail there.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), self._stream.fileno())
+            self.quiet = True
 
     def _wrapped(self, text: str) -> list[str]:
         """`text` in the lines that fit beside a label in this terminal; one line where there is no terminal."""

@@ -2,17 +2,16 @@
 
     python -m ppo_fast.train --num-envs 64
     python -m ppo_fast.train --env-id Acrobot-v1 --seed 3 --track --wandb-mode offline
-    python -m ppo_fast.train --help
 
-Environments with tensor dynamics run on the device; all others go through one host adapter. Everything below is written
-eagerly; the block *Executables* compiles or captures it. Letters: T steps, N envs, B = T·N, M minibatch, S observation
-shape, A action dimensions, P parameters.
+All of it is written eagerly; the block *Executables* compiles or captures it. Letters: T steps, N envs, B = T·N,
+M minibatch, S observation shape, A action dimensions, P parameters.
 """
 
 import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
@@ -20,13 +19,9 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ppo_fast import capture, cli, networks, ppo
-from ppo_fast import envs as environments
-from ppo_fast.capture import Stopwatch
-from ppo_fast.checkpoint import save_policy
+from ppo_fast import capture, checkpoint, cli, envs as environments, networks, ppo
 from ppo_fast.cli import Range
 from ppo_fast.console import Console
-from ppo_fast.envs.tensor import TensorVectorEnv
 from ppo_fast.episodes import episode_stats
 from ppo_fast.health import Health
 from ppo_fast.interrupt import StopSignal
@@ -152,15 +147,11 @@ class Agent(nn.Module):
         """V(s): (M, *S) -> (M,)."""
         return self.critic(self.features(obs)).squeeze(-1)
 
-    def act(self, obs: Tensor, noise: Tensor) -> tuple[Tensor, Tensor]:
-        """Sampled actions (N, ...) and their log-probabilities (N,)."""
+    def act(self, obs: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Actions (N, ...), drawn with noise or, without it, the most likely ones; and their log-probabilities (N,)."""
         outputs = self.actor(self.features(obs))
-        action = self.head.sample(outputs, noise)
+        action = self.head.mode(outputs) if noise is None else self.head.sample(outputs, noise)
         return action, self.head.log_prob_entropy(outputs, action)[0]
-
-    def greedy(self, obs: Tensor) -> Tensor:
-        """The most likely actions (N, ...)."""
-        return self.head.mode(self.actor(self.features(obs)))
 
     def forward(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probability and entropy of the policy, and V: each (M,)."""
@@ -195,18 +186,16 @@ class Batch(NamedTuple):
 
 
 def new_rollout(args: Args, envs: Any, agent: Agent) -> Rollout:
-    """The rollout's tensors, allocated once on the device."""
-
-    def rows(*shape: int, dtype: torch.dtype = torch.float32) -> Tensor:
-        return torch.zeros(args.num_steps, args.num_envs, *shape, dtype=dtype, device=envs.device)
-
-    flags = [rows(dtype=torch.bool) for _ in range(3)]
-    action = rows(*agent.head.action_shape, dtype=agent.head.action_dtype)
-    obs, final_obs = rows(*agent.obs_shape), rows(*agent.obs_shape)
-    return Rollout(obs, action, rows(), rows(), flags[0], flags[1], final_obs, flags[2].fill_(True))
+    """The rollout's tensors, allocated once on the device; every row valid."""
+    obs, number, flag = (agent.obs_shape, torch.float32), ((), torch.float32), ((), torch.bool)
+    columns = [obs, (agent.head.action_shape, agent.head.action_dtype), number, number, flag, flag, obs, flag]
+    size = (args.num_steps, args.num_envs)
+    return Rollout(*(torch.ones(*size, *shape, dtype=dtype, device=envs.device) for shape, dtype in columns))
 
 
-def collect(agent: Agent, envs: TensorVectorEnv, state: Rows, obs: Tensor, noise: Rows) -> tuple[Rows, Tensor, Rows]:
+def collect(
+    agent: Agent, envs: environments.TensorVectorEnv, state: Rows, obs: Tensor, noise: Rows
+) -> tuple[Rows, Tensor, Rows]:
     """Steps of a tensor environment: a pure function of state, obs (N, *S) and noise, (C, N, ...) each, for C steps.
 
     Returns the state and observation to go on from, and the first seven tensors of a Rollout, (C, N, ...).
@@ -263,6 +252,8 @@ def loss(parameters: dict[str, Tensor], agent: Agent, args: Args, batch: Batch) 
 
 
 STATISTICS = ("policy_loss", "value_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "grad_norm")
+CHARTS = ("charts/episodic_return", "charts/episodic_length")
+METRICS = (*(f"losses/{name}" for name in (*STATISTICS, "explained_variance")), *CHARTS, "steps")
 
 
 def update(agent: Agent, args: Args, learner: ppo.Learner, batch: Batch, index: Tensor) -> Tensor:
@@ -280,22 +271,17 @@ def learn(args: Args, update: Callable[[Batch, Tensor], Tensor], batch: Batch, a
     """K epochs of shuffled minibatches; returns the mean of STATISTICS over the updates made, on the device."""
     sizes = list(ppo.minibatch_sizes(args.batch_size, args.num_minibatches))
     active.fill_(True)
-    statistics, made = [], []
+    rows, made = [], []
     for _ in range(args.update_epochs):
-        order = torch.randperm(args.batch_size, generator=draw, device=draw.device)
-        for index in order.split(sizes):
+        for index in torch.randperm(args.batch_size, generator=draw, device=draw.device).split(sizes):
             made.append(active.float())
-            statistics.append(update(batch, index))
+            rows.append(update(batch, index))
         if args.target_kl is not None:
-            active.logical_and_(statistics[-1][STATISTICS.index("approx_kl")] <= args.target_kl)
-            # On a GPU the remaining epochs run without effect (adam_'s `apply`); a look would stall it.
-            if not active.is_cuda and not active:
+            active.logical_and_(rows[-1][STATISTICS.index("approx_kl")] <= args.target_kl)
+            if not active.is_cuda and not active:  # a GPU would stall on a look: there the other updates do nothing
                 break
     weight = torch.stack(made)[:, None]
-    return (torch.stack(statistics) * weight).sum(0) / weight.sum()
-
-
-METRICS = (*STATISTICS, "explained_variance", "return_sum", "length_sum", "episodes", "steps")
+    return (torch.stack(rows) * weight).sum(0) / weight.sum()
 
 
 def make_iteration(args: Args, envs: Any, agent: Agent, learner: ppo.Learner, fast: bool) -> Callable[[], Tensor]:
@@ -305,7 +291,7 @@ def make_iteration(args: Args, envs: Any, agent: Agent, learner: ppo.Learner, fa
     """
     wrap = capture.compiled if fast else capture.eager
     fused_act, fused_collect, fused_value, fused_update = map(wrap, (Agent.act, collect, Agent.value, update))
-    on_device, device = isinstance(envs, TensorVectorEnv), envs.device
+    on_device, device = isinstance(envs, environments.TensorVectorEnv), envs.device
     chunk = capture.CHUNK if fast and device.type == "cpu" else args.num_steps
     products = capture.FastProducts(device)
 
@@ -336,59 +322,52 @@ def make_iteration(args: Args, envs: Any, agent: Agent, learner: ppo.Learner, fa
             advantage, returns, explained = advantages(agent, args, rollout, value, valid)
             columns = (rollout.obs, rollout.action, rollout.log_prob, advantage, returns, value[:-1], valid)
             batch = Batch(*(None if x is None else x.flatten(0, 1) for x in columns))
-            statistics = learn(
-                args, lambda *rows: fused_update(agent, args, learner, *rows), batch, learner.active, draw
-            )
+            statistics = learn(args, partial(fused_update, agent, args, learner), batch, learner.active, draw)
         ended = episode_stats(rollout.reward, rollout.terminated | rollout.truncated, valid, *carry)
         capture.assign(carry, (ended.carry_return, ended.carry_length))
-        counts = (explained, ended.return_sum, ended.length_sum, ended.count, rollout.valid.sum())
-        return torch.cat([statistics.double(), torch.stack([x.double() for x in counts])])
+        means = (ended.return_sum / ended.count, ended.length_sum / ended.count)  # NaN where no episode ended
+        return torch.cat([statistics, *(x[None] for x in (explained, *means, rollout.valid.sum()))])
 
-    if not fast:
-        return iteration
-    changed = [*learner, obs, *carry, *(envs.state if on_device else ())]
-    generators = [draw, *([envs._generator] if on_device else [])]
-    if on_device and device.type == "cuda":
-        return capture.CudaGraph(iteration, changed, generators)
-    capture.rehearse(iteration, changed, generators)
-    if not on_device:
+    if fast:
+        changed = [*learner, obs, *carry, *(envs.state if on_device else ())]
+        generators = [draw, *([envs.generator] if on_device else [])]
+        iteration = capture.ready(iteration, changed, generators, graph=on_device and device.type == "cuda")
+    if not on_device:  # what was tried out has moved it
         obs.copy_(envs.reset(seed=args.seed)[0])
     return iteration
 
 
-def train(args: Args, watch: Stopwatch | None = None) -> dict[str, Any]:
+def train(args: Args, watch: capture.Stopwatch | None = None) -> dict[str, Any]:
     """Train, evaluate and leave a run folder; returns what result.json holds. A flag that can't work is a ValueError."""
-    watch = watch or Stopwatch()
+    watch = watch or capture.Stopwatch()
     args.check()
     device = capture.prepare(args.cuda, args.torch_deterministic)
     envs = environments.make(args.env_id, args.num_envs, device, args.backend)
     agent = Agent(envs, args, torch.Generator().manual_seed(args.seed)).to(device)
     learner = ppo.new_learner(networks.flatten_parameters(agent), args.learning_rate)
-    total = args.num_iterations * args.batch_size
-    work = capture.Work(args.num_iterations, args.num_steps, args.update_epochs, args.num_minibatches, args.batch_size)
-    fast, wording = capture.decide(args.compile, device, work, learner.theta.numel())
-    health = Health(total, agent.head.max_entropy)
-    facts = {"batch_size": args.batch_size, "num_iterations": args.num_iterations, "parameters": learner.theta.numel()}
+    parameters, total = sum(p.numel() for p in agent.parameters()), args.num_iterations * args.batch_size
+    sizes = (args.num_iterations, args.num_steps, args.update_epochs, args.num_minibatches, args.batch_size)
+    fast, wording = capture.decide(args.compile, device, capture.Work(*sizes, parameters))
+    facts = {"batch_size": args.batch_size, "num_iterations": args.num_iterations, "parameters": parameters}
     facts |= {"backend_used": envs.backend, "execution": wording, **capture.versions(device)}
+    header = [
+        f"environments  {args.num_envs} x {args.env_id}, backend {envs.backend}",
+        f"agent         {parameters:,} parameters, {args.num_iterations} iterations of {args.batch_size} steps",
+        f"device        {capture.describe(device, args.cuda)}, {wording}",
+    ]
+    health = Health(total, agent.head.max_entropy)
     with (
-        Console(total, args.quiet, title=f"ppo_fast {args.env_id}") as console,
+        Console(total, args.quiet, f"ppo_fast {args.env_id}") as console,
         Run.from_flags(asdict(args), facts, console.message) as run,
         StopSignal() as stop,
     ):
-        console.start(
-            [
-                f"environments  {args.num_envs} x {args.env_id}, backend {envs.backend}",
-                f"agent         {learner.theta.numel():,} parameters, {args.num_iterations} iterations of {args.batch_size} steps",
-                f"device        {facts['device']} ({facts['device_name']}), {wording}",
-                f"run folder    {run.folder}",
-            ]
-        )
+        console.start([*header, f"run folder    {run.folder}"])
         watch.lap("startup")
         iteration = make_iteration(args, envs, agent, learner, fast)
         watch.lap("compile")
         result = loop(args, iteration, learner, run, console, health, stop)
         watch.lap("train")
-        save_policy(run.folder, agent.state_dict(), facts | {"args": asdict(args)})
+        checkpoint.save_policy(run.folder, agent.state_dict(), facts | {"args": asdict(args)})
         if args.eval_episodes and "stopped" not in result:
             console.phase("evaluating")
             result |= evaluate(args, agent, device)
@@ -400,26 +379,20 @@ def train(args: Args, watch: Stopwatch | None = None) -> dict[str, Any]:
     return result
 
 
-def loop(
-    args: Args, iteration: Callable, learner: ppo.Learner, run: Run, console: Console, health: Health, stop: Any
-) -> dict:
+def loop(args: Args, iteration: Callable, learner: Any, run: Run, console: Console, health: Health, stop: Any) -> dict:
     """The training loop: anneal, iterate, read the metrics once, log."""
     started, global_step, result = time.perf_counter(), 0, {}
     for i in range(args.num_iterations):
         rate = args.learning_rate * (1.0 - i / args.num_iterations if args.anneal_lr else 1.0)
         learner.learning_rate.fill_(rate)
-        metrics = dict(zip(METRICS, iteration().tolist(), strict=True))  # the iteration's only device-to-host sync
-        global_step += int(metrics["steps"])
-        sps = global_step / (time.perf_counter() - started)
-        row = {"global_step": global_step, "charts/SPS": sps, "charts/learning_rate": rate}
-        row |= {f"losses/{name}": metrics[name] for name in (*STATISTICS, "explained_variance")}
-        if metrics["episodes"]:
-            row["charts/episodic_return"] = metrics["return_sum"] / metrics["episodes"]
-            row["charts/episodic_length"] = metrics["length_sum"] / metrics["episodes"]
+        row = dict(zip(METRICS, iteration().tolist(), strict=True))  # the iteration's only look at the device
+        global_step += int(row.pop("steps"))
+        row = {name: x for name, x in row.items() if name not in CHARTS or not math.isnan(x)}
+        result = {"global_step": global_step, "sps": global_step / (time.perf_counter() - started)}
+        row |= {"global_step": global_step, "charts/SPS": result["sps"], "charts/learning_rate": rate}
         advice = health.update(row)
         run.log(row | health.metrics())
         console.update(row, advice)
-        result = {"global_step": global_step, "sps": sps}
         if any(item.severity == "stop" for item in advice):
             raise FloatingPointError(advice[0].text)
         if stop.requested:
@@ -429,15 +402,14 @@ def loop(
 
 def evaluate(args: Args, agent: Agent, device: torch.device) -> dict[str, Any]:
     """The final evaluation: `--eval-episodes` fresh episodes, greedy ("eval/...") and sampled ("eval/sampled_...")."""
-    backend = "sync" if args.backend == "async" else args.backend
+    backend = "sync" if args.backend == "async" else args.backend  # not a process for each of 100 episodes
     envs = environments.make(args.env_id, args.eval_episodes, device, backend)
-    draw = torch.Generator(device).manual_seed(args.seed)
-    noise = agent.head.draw_noise
-    figures = play(envs, agent.greedy, args.seed + 1_000_000).figures("eval/")
-    sampled = play(envs, lambda obs: agent.act(obs, noise(obs.shape[:1], draw))[0], args.seed + 1_000_000)
+    draw, seed = torch.Generator(device).manual_seed(args.seed), args.seed + 1_000_000
+    greedy = play(envs, lambda obs: agent.act(obs, None)[0], seed)
+    sampled = play(envs, lambda obs: agent.act(obs, agent.head.draw_noise(obs.shape[:1], draw))[0], seed)
     envs.close()
-    return figures | sampled.figures("eval/sampled_")
+    return greedy.figures("eval/") | sampled.figures("eval/sampled_")
 
 
 if __name__ == "__main__":
-    cli.run(train, Args, __doc__, Stopwatch.since_process_start())
+    cli.run(train, Args, __doc__, capture.Stopwatch.since_process_start())

@@ -62,7 +62,7 @@ class TensorVectorEnv(VectorEnv):
         self.observation_space = batch_space(single_observation_space, num_envs)
         self.action_space = batch_space(single_action_space, num_envs)
         self.state: State = ()  # empty until the first reset
-        self._generator = torch.Generator(device=self.device)
+        self.generator = torch.Generator(device=self.device)
         self._seeded = False
         self._action_bounds: tuple[torch.Tensor, torch.Tensor] | None = None
         if isinstance(single_action_space, spaces.Box):
@@ -125,7 +125,7 @@ class TensorVectorEnv(VectorEnv):
         """
         self._ensure_seeded(None)
         size = (num_steps, self.num_envs, self.step_noise_size + self.reset_noise_size)
-        return torch.rand(size, generator=self._generator, device=self.device)
+        return torch.rand(size, generator=self.generator, device=self.device)
 
     @torch.no_grad()
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[torch.Tensor, dict]:
@@ -187,7 +187,7 @@ class TensorVectorEnv(VectorEnv):
         if not self.state:
             raise ResetNeeded("reset() must be called before get_state()")
         saved = {name: tensor.clone() for name, tensor in zip(self.state_names, self.state, strict=True)}
-        return {**saved, "generator": self._generator.get_state()}
+        return {**saved, "generator": self.generator.get_state()}
 
     def set_state(self, saved: Mapping[str, torch.Tensor]) -> None:
         """Go on, bit for bit, from what `get_state` of an equal environment returned.
@@ -201,7 +201,7 @@ class TensorVectorEnv(VectorEnv):
         state = tuple(saved[name].to(self.device, copy=True) for name in self.state_names)
         if any(tensor.shape[0] != self.num_envs for tensor in state):
             raise ValueError(f"the saved state is of {state[0].shape[0]} environments, this is one of {self.num_envs}")
-        self._generator.set_state(saved["generator"].cpu())
+        self.generator.set_state(saved["generator"].cpu())
         self._seeded = True
         self.state = state
 
@@ -210,9 +210,9 @@ class TensorVectorEnv(VectorEnv):
             if seed < 0:
                 raise ValueError(f"--seed: must be 0 or more, got {seed}")
             super().reset(seed=int(seed))
-            self._generator.manual_seed(int(seed))
+            self.generator.manual_seed(int(seed))
         elif not self._seeded:
-            self._generator.seed()
+            self.generator.seed()
         self._seeded = True
 
     def _checked_mask(self, mask: torch.Tensor | np.ndarray) -> torch.Tensor:
