@@ -5,12 +5,14 @@ where compiled code is cached, how fp32 products run, how the C library handles 
 """
 
 import ctypes
+import functools
 import importlib.metadata
 import os
 import platform
 import shutil
 import sys
 import time
+import types
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -26,6 +28,9 @@ COMPILE_SAVES = 0.6
 # per GFLOP of products.
 SECONDS_PER_STEP, SECONDS_PER_MINIBATCH, SECONDS_PER_GFLOP = 2.5e-4, 7e-4, 1.5e-2
 
+
+# Environments below which a rollout step is too small to share between threads, and its products too small for oneDNN.
+FEW_ENVS = 512
 
 # Rollout steps compiled as one graph on a CPU: more costs compile time in proportion and saves little (LOG.md).
 CHUNK = 8
@@ -120,14 +125,41 @@ def _keep_large_buffers() -> None:
             mallopt(option, value)
 
 
-def eager(function: Callable[..., Any]) -> Callable[..., Any]:
-    """The function as it is."""
-    return function
+def eager(function: Callable[..., Any], one_thread: bool = False) -> Callable[..., Any]:
+    """The function as it is, with `compiled`'s signature."""
+    return with_threads(function, 1) if one_thread else function
 
 
-def compiled(function: Callable[..., Any]) -> Callable[..., Any]:
-    """One graph for fixed shapes; a graph break is an error. Each shape it is called with compiles once."""
-    return torch.compile(function, fullgraph=True, dynamic=False)
+def compiled(function: Callable[..., Any], one_thread: bool = False) -> Callable[..., Any]:
+    """One graph for fixed shapes; a graph break is an error. Each shape it is called with compiles once.
+
+    Args:
+        one_thread: for a CPU, run it on one thread: of small tensors, two threads spend more on meeting than they save.
+    """
+    # Its own code object: dynamo keeps what it compiled per code object, and another run's flags are none of this one's.
+    own = types.FunctionType(
+        function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__, function.__closure__
+    )
+    own.__kwdefaults__ = function.__kwdefaults__
+    on_gpu = torch.cuda.is_available()
+    options = {} if on_gpu else {"cpp_wrapper": True} | ({"cpp.threads": 1} if one_thread else {})
+    fast = torch.compile(own, fullgraph=True, dynamic=False, options=options or None)
+    return with_threads(fast, 1) if one_thread and not on_gpu else fast
+
+
+def with_threads(function: Callable[..., Any], threads: int) -> Callable[..., Any]:
+    """The function run with so many intra-op threads; changing the number costs nothing measurable."""
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            return function(*args)
+        finally:
+            torch.set_num_threads(before)
+
+    return call
 
 
 class FastProducts:

@@ -1,18 +1,35 @@
 """The command line of a program: a dataclass of flags read by tyro, with mistakes told in one line and exit status 2.
 
-A field is documented by the docstring under it. `Annotated[float, Range(0, 1)]` bounds it; `check_ranges` holds all bounds.
+A field is documented by the docstring under it. `Annotated[float, Range(0, 1)]` bounds it; `check_ranges` holds all
+bounds and choices, for calls from Python too. Hyphens and underscores are the same in a flag's name.
+
+| exit status | what happened                                                             |
+|-------------|---------------------------------------------------------------------------|
+| 0           | the program ended                                                         |
+| 2           | a flag is wrong: one line, nothing written                                |
+| 3           | training broke down (NaN or infinity): one line                           |
+| 128 + n     | signal n stopped it: 130 Ctrl-C, 143 SIGTERM, 138 SIGUSR1 (Linux)         |
+| 1           | a fault of ours, with its traceback                                       |
 """
 
 import contextlib
 import dataclasses
+import difflib
 import io
 import math
 import re
+import signal
 import sys
-from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, NoReturn, TypeVar, get_args, get_type_hints
+import types
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from numbers import Integral, Real
+from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TypeVar, Union, get_args, get_origin, get_type_hints
 
 T = TypeVar("T")
+
+# The words of strtobool, which older scripts of the field read.
+BOOLEANS = {word: True for word in ("true", "1", "yes", "y", "t", "on")}
+BOOLEANS |= {word: False for word in ("false", "0", "no", "n", "f", "off")}
 
 
 class Range(NamedTuple):
@@ -23,46 +40,113 @@ class Range(NamedTuple):
     above: bool = False
 
     def __contains__(self, value: object) -> bool:
-        if not isinstance(value, (int, float)) or not math.isfinite(value):
+        if not isinstance(value, Real):
             return False
-        return (self.low < value if self.above else self.low <= value) and value <= self.high
+        number: Any = value  # an int may be too large for a float, so nothing is converted; NaN is in no range
+        return (self.low < number if self.above else self.low <= number) and number <= self.high and number < math.inf
 
     def __str__(self) -> str:
         if math.isinf(self.high):
-            return f"a finite number {'above' if self.above else 'of at least'} {self.low:g}"
-        return f"a number in {'(' if self.above else '['}{self.low:g}, {self.high:g}]"
+            return f"above {self.low}" if self.above else f"of at least {self.low}"
+        return f"above {self.low} and up to {self.high}" if self.above else f"from {self.low} to {self.high}"
 
 
-def flag_name(field: str) -> str:
-    """The flag of a field: `num_envs` -> `--num-envs`."""
-    return "--" + field.replace("_", "-")
+class Flag(NamedTuple):
+    """What a field's type says about its flag."""
+
+    name: str  # "--num-envs"
+    field: str  # "num_envs"
+    kind: type  # bool, int, float or str
+    choices: tuple[str, ...]  # of a Literal
+    bound: Range | None
+    optional: bool  # takes None
+    many: bool  # a tuple
+
+    @property
+    def allowed(self) -> str:
+        """The allowed values in words."""
+        if self.choices:
+            text = one_of(self.choices)
+        else:
+            text = {bool: "True or False", int: "a whole number", float: "a finite number", str: "a text"}[self.kind]
+        if self.many:
+            text = text.removeprefix("a ") + "s, separated by spaces, each"
+        text += f" {self.bound}" if self.bound else ""
+        return text.removesuffix(", each") + (", or None" if self.optional else "")
+
+    def holds(self, value: object) -> bool:
+        """Whether a value is allowed: a choice, a number in bounds. Other texts and truth values are not judged."""
+        if self.many and isinstance(value, (tuple, list)):
+            return all(self._replace(many=False).holds(item) for item in value)
+        if value is None and self.optional:
+            return True
+        if self.choices:
+            return value in self.choices
+        if self.kind not in (int, float):
+            return True
+        number = isinstance(value, Integral if self.kind is int else Real) and not isinstance(value, bool)
+        return number and not self.many and (self.bound is None or value in self.bound)
+
+    def reads(self, word: str) -> bool:
+        """Whether a word of the command line is a value of this flag's type."""
+        if self.optional and word == "None":
+            return True
+        if self.choices:
+            return word in self.choices
+        if self.kind is bool:
+            return word.lower() in BOOLEANS
+        try:
+            self.kind(word)
+        except ValueError:
+            return False
+        return True
+
+
+def flags_of(args_type: type) -> dict[str, Flag]:
+    """The flags of a dataclass by name, `num_envs` as `--num-envs`."""
+    hints = get_type_hints(args_type, include_extras=True)
+    flags = [_flag(field.name, hints[field.name]) for field in dataclasses.fields(args_type)]
+    return {flag.name: flag for flag in flags}
+
+
+def _flag(field: str, hint: Any) -> Flag:
+    bound, optional, many = None, False, False
+    if get_origin(hint) is Annotated:
+        hint, *notes = get_args(hint)
+        bound = next((note for note in notes if isinstance(note, Range)), None)
+    if get_origin(hint) in (Union, types.UnionType):
+        optional = type(None) in get_args(hint)
+        hint = next(part for part in get_args(hint) if part is not type(None))
+    if get_origin(hint) is tuple:
+        hint, many = get_args(hint)[0], True
+    choices = get_args(hint) if get_origin(hint) is Literal else ()
+    kind = hint if hint in (bool, int, float) else str
+    return Flag("--" + field.replace("_", "-"), field, kind, choices, bound, optional, many)
 
 
 def check_ranges(args: Any) -> None:
-    """Raise ValueError naming the flag and the allowed values for the first field outside its `Range`. None passes."""
-    for name, hint in get_type_hints(type(args), include_extras=True).items():
-        for bound in get_args(hint)[1:]:
-            value = getattr(args, name)
-            values = value if isinstance(value, tuple) else (value,)
-            wrong = [v for v in values if v is not None and v not in bound] if isinstance(bound, Range) else []
-            if wrong:
-                raise ValueError(f"{flag_name(name)}: must be {bound}, got {wrong[0]!r}")
+    """Raise ValueError naming the flag and the allowed values for the first field outside its range or choices."""
+    for flag in flags_of(type(args)).values():
+        value = getattr(args, flag.field)
+        if not flag.holds(value):
+            values = value if flag.many and isinstance(value, (tuple, list)) else ()
+            wrong = next((item for item in values if not flag.holds((item,))), value)
+            raise ValueError(f"{flag.name}: must be {flag.allowed}, got {wrong!r}")
 
 
 def with_plain_booleans(argv: Sequence[str], args_type: type) -> list[str]:
-    """`--cuda=True`, `--cuda False` and `--cuda=0` become `--cuda` and `--no-cuda`, as sweeps and older scripts write."""
-    flags = {flag_name(f.name): f.name for f in dataclasses.fields(args_type) if f.type in (bool, "bool")}
-    words = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no": False}
+    """`--cuda=True`, `--cuda False` and `--cuda=0`, as sweeps and older scripts write, become `--cuda`, `--no-cuda`."""
+    flags = {name for name, flag in flags_of(args_type).items() if flag.kind is bool}
     result: list[str] = []
     pending = list(argv)
     while pending:
         word = pending.pop(0)
-        name, _, value = word.partition("=")
+        name, equals, value = word.partition("=")
         name = name.replace("_", "-")
-        if name in flags and not value and pending and pending[0].lower() in words:
+        if name in flags and not equals and pending and pending[0].lower() in BOOLEANS:
             value = pending.pop(0)
-        if name in flags and value.lower() in words:
-            word = name if words[value.lower()] else "--no-" + name[2:]
+        if name in flags and value.lower() in BOOLEANS:
+            word = name if BOOLEANS[value.lower()] else "--no-" + name[2:]
         result.append(word)
     return result
 
@@ -71,28 +155,72 @@ def parse(args_type: Callable[..., T], argv: Sequence[str] | None, description: 
     """Read the flags of a dataclass from argv (sys.argv when None). A mistake is one line on stderr, exit status 2."""
     import tyro
 
-    argv = with_plain_booleans(sys.argv[1:] if argv is None else argv, args_type)  # pyright: ignore[reportArgumentType]
+    assert isinstance(args_type, type)
+    argv = with_plain_booleans(sys.argv[1:] if argv is None else argv, args_type)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
             return tyro.cli(args_type, args=argv, description=description)
     except SystemExit as stop:
         if stop.code:
-            fail(in_one_line(said.getvalue()))
+            # tyro decides what is wrong; the wording is ours, and tyro's where it sees something that we do not.
+            fail(mistake(argv, args_type) or in_one_line(said.getvalue()))
         raise
 
 
+def mistake(argv: Sequence[str], args_type: type) -> str | None:
+    """What is wrong with the first wrong word of a command line: the flag and what it takes. None if nothing is."""
+    flags = flags_of(args_type)
+    words, before = list(argv), ""
+    while words:
+        name, equals, value = words.pop(0).partition("=")
+        if not name.startswith("-"):
+            after = f" after {before}" if before else ""
+            return f"unexpected {name + equals + value!r}{after}; flags are written --name value, see --help"
+        name = before = name.replace("_", "-")
+        flag = flags.get(name)
+        if flag is None:
+            positive = flags.get("--" + name.removeprefix("--no-"))
+            if name.startswith("--no-") and positive and positive.kind is bool and not equals:
+                continue
+            return _unknown(name, positive if equals else None, flags)
+        values = [value] if equals else _values(words, flag.many)
+        if not values and flag.kind is not bool and not flag.many:
+            return f"{name}: needs a value: {flag.allowed}"
+        for word in values:
+            if not flag.reads(word):
+                return f"{name}: must be {flag.allowed}, got {word!r}"
+    return None
+
+
+def _values(words: list[str], many: bool) -> list[str]:
+    """Takes the values of a flag off the front of `words`: one or, for a tuple, all up to the next flag."""
+    values = []
+    while words and not words[0].startswith("--") and (many or not values):
+        values.append(words.pop(0))
+    return values
+
+
+def _unknown(name: str, positive: Flag | None, flags: Mapping[str, Flag]) -> str:
+    if positive is not None and positive.kind is bool:
+        return f"{name}: takes no value; write {positive.name}=True or {positive.name}=False"
+    near = difflib.get_close_matches(name, flags, n=2, cutoff=0.7)
+    return f"{name}: no such flag; " + (f"did you mean {one_of(near)}?" if near else "--help lists all flags")
+
+
+def one_of(words: Iterable[str]) -> str:
+    """`a, b or c`."""
+    *most, last = words
+    return f"{', '.join(most)} or {last}" if most else last
+
+
 def in_one_line(box: str) -> str:
-    """The text of tyro's boxed message: what is wrong and, for an unknown flag, the flags it resembles."""
+    """What a boxed message of tyro says, without its frame, its title and its further sections."""
     plain = re.sub(r"\x1b\[[0-9;]*m", "", box)
-    lines = [line.strip(" │\n") for line in plain.splitlines() if line.startswith("│")]
-    parts = " ".join(lines).split("─" * 5)  # the rules between the sections of the box
-    near = re.findall(r"(--[\w-]+)", parts[1]) if len(parts) > 1 and "Perhaps" in " ".join(parts) else []
-    near = re.findall(r"(?:^|\s)(--[\w-]+) (?:[A-Z{]|$)", " ".join(parts[1:])) or near
-    text = parts[0].strip()
-    if "Perhaps" in " ".join(parts) and near:
-        text += f"; did you mean {' or '.join(dict.fromkeys(near))}?"
-    return text or "the command line could not be read; see --help"
+    lines = [line.strip("│ ") for line in plain.splitlines() if not line.startswith(("╭", "╰"))]
+    sections = [" ".join(section.split()) for section in re.split(r"(?m)^[─-]+$", "\n".join(lines))]
+    # Where the terminal has no line-drawing characters the frame is blank and the title is a section.
+    return next(filter(None, sections["╭" not in plain :]), "the command line can't be read; see --help")
 
 
 def fail(text: str, status: int = 2) -> NoReturn:
@@ -102,17 +230,21 @@ def fail(text: str, status: int = 2) -> NoReturn:
 
 
 def run(program: Callable[..., Any], args_type: type, description: str | None, *rest: Any) -> None:
-    """Run `program(args, *rest)` from the command line.
+    """Run `program(args, *rest)` from the command line and exit with the status of the table above.
 
-    `ValueError("--flag: ...")` is the user's mistake: one line, status 2. FloatingPointError is training that broke down:
-    one line, status 3.
+    `ValueError("--flag: ...")` is the user's mistake, FloatingPointError training that broke down. A program that a
+    signal stopped cleanly returns a mapping with the signal's name under "stopped".
     """
-    args = parse(args_type, None, (description or "").strip())
     try:
-        program(args, *rest)
+        args = parse(args_type, None, (description or "").strip())
+        result = program(args, *rest)
     except ValueError as error:
         if not str(error).startswith("--"):
             raise
         fail(str(error))
     except FloatingPointError as error:
         fail(str(error), 3)
+    except KeyboardInterrupt:
+        fail("interrupted", 128 + signal.SIGINT)
+    if isinstance(result, Mapping) and "stopped" in result:
+        raise SystemExit(128 + signal.Signals[result["stopped"]])

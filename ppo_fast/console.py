@@ -16,6 +16,7 @@ import os
 import sys
 import textwrap
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
@@ -23,6 +24,7 @@ from typing import Any, Protocol, Self, TextIO
 
 DRAWS_PER_SECOND = 4.0  # a drawing costs about 1 ms in the training thread
 SECONDS_BETWEEN_LINES = 2.0
+RECENT_ROWS = 10  # return and length are means over the last ten rows in which an episode ended
 PANEL_WIDTH = 100
 SPARKS = "▁▂▃▄▅▆▇█"
 # Readable on light and on dark terminals and apart from each other without colour vision; the sign says it once more.
@@ -79,6 +81,7 @@ class Console:
         self._advice: Sequence[AdviceLike] = ()
         self._drawn = True
         self._said: set[str] = set()
+        self._episodes = deque[tuple[float, float]](maxlen=RECENT_ROWS)
         self._returns: list[float] = []
         self._pending: list[float] = []
         self._drawings_per_point = 1
@@ -107,6 +110,9 @@ class Console:
     def update(self, row: Mapping[str, Any], advice: Sequence[AdviceLike] = ()) -> None:
         """Show the newest row of metrics. Returns in about a microsecond when it isn't time to draw."""
         self._row, self._advice, self._drawn = row, advice, False
+        episodic_return = row.get("charts/episodic_return")
+        if episodic_return is not None and episodic_return == episodic_return:  # NaN: no episode ended
+            self._episodes.append((episodic_return, _number(row.get("charts/episodic_length"))))
         now = time.perf_counter()
         if now < self._next_draw or self.quiet:
             return
@@ -170,6 +176,7 @@ class Console:
 
     def _draw(self) -> None:
         self._drawn = True
+        self._phase = "training"  # what rows come from
         if self._live is not None:
             self._refresh()
             return
@@ -210,6 +217,11 @@ class Console:
         width = max(20, min(PANEL_WIDTH, self._screen.width) - LABEL_WIDTH)
         return textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)
 
+    def _recent(self, which: int) -> float:
+        """Mean return (0) or length (1) of recent episodes; NaN before the first has ended."""
+        values = [pair[which] for pair in self._episodes]
+        return sum(values) / len(values) if values else math.nan
+
     def _percent(self) -> float:
         return min(100.0, 100.0 * self._row.get("global_step", 0) / max(1, self.total_steps))
 
@@ -223,8 +235,8 @@ class Console:
             f"step={row.get('global_step', 0)}",
             f"percent={self._percent():.1f}",
             f"sps={_show(row.get('charts/SPS'), '.0f')}",
-            f"return={_show(row.get('charts/episodic_return'), '.2f')}",
-            f"length={_show(row.get('charts/episodic_length'), '.1f')}",
+            f"return={_show(self._recent(0), '.2f')}",
+            f"length={_show(self._recent(1), '.1f')}",
             f"left={_duration(self._seconds_left())}",
         ]
         return " ".join(parts + [f"{name}={_show(row.get(column), form)}" for name, _, column, form in LOSSES])
@@ -238,7 +250,7 @@ class Console:
         assert self._screen is not None
         # Three columns stay free: the terminal's own "^C" would otherwise begin a line that nothing erases.
         width = max(20, min(PANEL_WIDTH, self._screen.width - 3) - 4)
-        self._remember_return(_number(self._row.get("charts/episodic_return")))
+        self._remember_return(self._recent(0))
         label = f" {self._percent():3.0f} %   {_duration(self._seconds_left())} left"
         body = Text(no_wrap=True, overflow="ellipsis")
         body.append_text(_bar(width - len(label), self._percent() / 100)).append(label + "\n\n")
@@ -257,8 +269,8 @@ class Console:
             ("step", f"{row.get('global_step', 0):,}"),
             ("of", f"{self.total_steps:,}"),
             ("phase", self._phase),
-            ("return", _show(row.get("charts/episodic_return"), ".2f")),
-            ("length", _show(row.get("charts/episodic_length"), ".1f")),
+            ("return", _show(self._recent(0), ".2f")),
+            ("length", _show(self._recent(1), ".1f")),
             ("steps/s", _show(row.get("charts/SPS"), ",.0f")),
             *((name, _show(row.get(column), form)) for _, name, column, form in LOSSES),
         ]

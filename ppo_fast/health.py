@@ -18,6 +18,7 @@ from typing import NamedTuple
 WINDOW = 10  # updates looked back on
 PERSISTENT = 5  # updates of the window that must agree before a condition is advice
 WARM_UP = 0.2  # part of the run in which a critic may still be poor
+SMALL_ERROR = 0.01  # a value loss below this part of its largest is that of a critic that has learned
 LASTING = 0.25  # part of all updates that makes a condition worth a line in the summary
 LOW_ENTROPY = 0.05  # entropy near 0: below this part of the policy's largest
 # NaN in these says that there is nothing to measure: no variance among the returns, no episode ended.
@@ -123,6 +124,9 @@ class Health:
     of one that lost what it had gained, in any unit of reward, without knowing the environment. A policy that starts at
     its best counts as low too, which only matters if its entropy is near 0 as well.
 
+    The critic is judged after its warm-up, and only while its value loss is above 1 % of the largest in the run. A
+    solved environment whose episodes all end alike leaves next to no variance to explain, and what is left is noise.
+
     Args:
         total_steps: environment steps of the whole run; the first fifth is the critic's warm-up.
         max_entropy: see `check`.
@@ -140,6 +144,7 @@ class Health:
         self._returns = deque[float](maxlen=WINDOW)
         self._first: float | None = None
         self._best = -math.inf
+        self._largest_value_loss = 0.0
 
     def update(self, row: Mapping[str, float | None]) -> list[Advice]:
         """Take in the row of one iteration (with "global_step") and say what is wrong now."""
@@ -150,7 +155,7 @@ class Health:
         step = row.get("global_step") or 0
         circumstances = {
             "": True,
-            "warmed_up": step >= WARM_UP * self.total_steps,
+            "warmed_up": self._critic_errs(row.get("losses/value_loss")) and step >= WARM_UP * self.total_steps,
             "return_is_low": self._return_is_low(row.get("charts/episodic_return")),
         }
         self._active = {}
@@ -181,6 +186,12 @@ class Health:
                 text = f"{name} {sign} {threshold:.3g} in {share:.0%} of the updates, though not at the end; {action}"
                 advice.append(Advice(rule.key, "warn", text))
         return advice
+
+    def _critic_errs(self, value_loss: float | None) -> bool:
+        if value_loss is None:
+            return True
+        self._largest_value_loss = max(self._largest_value_loss, value_loss)
+        return value_loss > SMALL_ERROR * self._largest_value_loss
 
     def _return_is_low(self, episodic_return: float | None) -> bool:
         if episodic_return is not None and not math.isnan(episodic_return):

@@ -6,6 +6,7 @@ Letters: T steps, N envs, M minibatch, P parameters. Every mean takes an optiona
 reset rows of a NEXT_STEP environment out of every loss and every statistic.
 """
 
+import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -52,8 +53,20 @@ def masked_mean(x: Tensor, valid: Tensor | None = None) -> Tensor:
     return torch.where(valid, x, 0.0).sum() / valid.sum().clamp(min=1)
 
 
+def _shifted(x: Tensor, valid: Tensor | None) -> Tensor:
+    """x less one of its valid rows, which changes no variance.
+
+    Equal rows become exact zeros; less their mean they would keep its rounding error, which looks like a variance.
+    """
+    x = x.flatten()
+    if valid is None:
+        return x - x[:1]
+    return x - x.gather(0, valid.flatten().long().argmax(0, keepdim=True))
+
+
 def normalize_advantage(advantage: Tensor, valid: Tensor | None = None) -> Tensor:
     """(A - mean) / (std + 1e-8) over a minibatch (M,); a single row or equal rows give zeros, never NaN."""
+    advantage = _shifted(advantage, valid)
     mean = masked_mean(advantage, valid)
     count = advantage.numel() if valid is None else valid.sum()
     square = (advantage - mean) ** 2
@@ -104,9 +117,11 @@ def clip_fraction(ratio: Tensor, clip_coef: float, valid: Tensor | None = None) 
 
 def explained_variance(value: Tensor, returns: Tensor, valid: Tensor | None = None) -> Tensor:
     """1 - Var(returns - value) / Var(returns) over all rows (same shapes); NaN where the returns don't vary; scalar."""
+    rows = None if valid is None else valid.flatten()
 
     def variance(x: Tensor) -> Tensor:
-        return masked_mean((x - masked_mean(x, valid)) ** 2, valid)
+        x = _shifted(x, valid)
+        return masked_mean((x - masked_mean(x, rows)) ** 2, rows)
 
     return_variance = variance(returns)
     ratio = variance(returns - value) / return_variance
@@ -173,8 +188,10 @@ def adam_(
     count = step + 1
     first = torch.lerp(moment1, gradient, 1 - beta1)
     second = moment2 * beta2 + (1 - beta2) * gradient * gradient
-    denominator = second.sqrt() / (1 - beta2**count).sqrt() + eps
-    moved = theta - learning_rate / (1 - beta1**count) * first / denominator
+    # 1 - beta**count as -expm1: float32 would lose three of its seven digits in 1 - 0.999.
+    correction1, correction2 = (-torch.expm1(count * math.log(beta)) for beta in betas)
+    denominator = second.sqrt() / correction2.sqrt() + eps
+    moved = theta - learning_rate / correction1 * first / denominator
     for old, new in ((step, count), (moment1, first), (moment2, second), (theta, moved)):
         old.copy_(torch.where(active, new, old) if only_if_active else new)
 

@@ -289,8 +289,9 @@ def make_iteration(args: Args, envs: Any, agent: Agent, learner: ppo.Learner, fa
 
     *Executables*: the one block where anything is compiled or captured; `fast` asks for it.
     """
-    wrap = capture.compiled if fast else capture.eager
-    fused_act, fused_collect, fused_value, fused_update = map(wrap, (Agent.act, collect, Agent.value, update))
+    wrap, small = capture.compiled if fast else capture.eager, args.num_envs < capture.FEW_ENVS
+    fused_act, fused_collect = wrap(Agent.act, small), wrap(collect, small)
+    fused_value, fused_update = wrap(Agent.value), wrap(update)
     on_device, device = isinstance(envs, environments.TensorVectorEnv), envs.device
     chunk = capture.CHUNK if fast and device.type == "cpu" else args.num_steps
     products = capture.FastProducts(device)

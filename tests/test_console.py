@@ -94,6 +94,27 @@ def test_figures_that_are_missing_or_nan_show_as_a_dash():
     assert "step=10 percent=1.0 sps=- return=- length=- left=-:--" in stream.getvalue()
 
 
+def test_return_is_a_mean_over_ten_rows_in_which_episodes_ended(clock):
+    stream = io.StringIO()
+    voice = Console(1000, stream=stream)
+    for step in range(30):
+        ended = {"charts/episodic_return": float(step), "charts/episodic_length": 2.0 * step}
+        nothing_ended = ({}, {"charts/episodic_return": None}, {"charts/episodic_return": math.nan})[step // 2 % 3]
+        voice.update({"global_step": step, **(ended if step % 2 else nothing_ended)})
+    clock.seconds += 3.0
+    voice.update({"global_step": 30})
+    assert "return=20.00 length=40.0" in stream.getvalue().splitlines()[-1]  # of 11, 13, ... 29
+
+
+def test_the_first_row_ends_the_phase_before_it(terminal):
+    with Console(1000, stream=terminal) as voice:
+        voice.start([])
+        voice.phase("compiling")
+        assert voice._phase == "compiling"
+        voice.update(ROW)
+        assert voice._phase == "training"
+
+
 def test_plain_lines_come_at_most_every_two_seconds(clock):
     stream = io.StringIO()
     voice = Console(1000, stream=stream)

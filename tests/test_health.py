@@ -131,6 +131,15 @@ def test_warm_up_is_a_fifth_of_the_run():
     assert told == [[]] * 4 + [["explained_variance"]]
 
 
+def test_a_critic_whose_error_has_vanished_is_not_called_poor():
+    """The end of a solved CartPole: every return alike, an explained variance of nothing, a value loss of nothing."""
+    start = [{"losses/value_loss": 30.0, "global_step": 1}] * 10
+    flat = {"losses/explained_variance": 0.1, "global_step": 90}
+    assert feed(Health(100, 0.7), [*start, *[{**flat, "losses/value_loss": 0.29}] * 10])[-1] == []
+    assert feed(Health(100, 0.7), [*start, *[{**flat, "losses/value_loss": 0.31}] * 10])[-1] == ["explained_variance"]
+    assert feed(Health(100, 0.7), [*start, *[flat] * 10])[-1] == ["explained_variance"]
+
+
 def entropy_advice(returns):
     """Whether a run with these mean returns, whose entropy is always 0, ends with the advice to explore more."""
     rows = [{"losses/entropy": 0.0, "charts/episodic_return": value} for value in returns]
