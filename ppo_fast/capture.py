@@ -15,13 +15,13 @@ import time
 import types
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
 
-# Measured with 64 envs of CartPole on 2 CPU cores, cold cache (benchmarks/LOG.md): seconds to compile everything, and the
-# share of an eager iteration that compiling saves.
+# Measured with 64 envs of CartPole on 2 CPU cores, cold cache (benchmarks/LOG.md): seconds to compile everything, and
+# the share of an eager iteration that compiling saves.
 COMPILE_SECONDS = 45.0
 COMPILE_SAVES = 0.6
 # What an eager iteration costs on such a machine, to predict a run: per policy-and-environment step, per minibatch, and
@@ -31,6 +31,9 @@ SECONDS_PER_STEP, SECONDS_PER_MINIBATCH, SECONDS_PER_GFLOP = 2.5e-4, 7e-4, 1.5e-
 
 # Environments below which a rollout step is too small to share between threads, and its products too small for oneDNN.
 FEW_ENVS = 512
+
+# Rows of a minibatch up to which an eager update is run on one thread.
+FEW_ROWS = 1024
 
 # Rollout steps compiled as one graph on a CPU: more costs compile time in proportion and saves little (LOG.md).
 CHUNK = 8
@@ -66,59 +69,57 @@ def compiler_on_path() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++") if name)
 
 
-class Work(NamedTuple):
-    """The sizes that decide how long a run takes."""
-
-    iterations: int
-    steps: int  # T, of each environment in an iteration
-    epochs: int
-    minibatches: int
-    batch_size: int  # B
-    parameters: int  # of the agent
-
-
-def eager_seconds(work: Work) -> float:
+def eager_seconds(flags: Any, parameters: int) -> float:
     """Predicted seconds of a run on a CPU without compiling: launches of small kernels, and products."""
-    flops = 2.0 * work.parameters * work.batch_size * (1 + 3 * work.epochs)
-    launches = work.steps * SECONDS_PER_STEP + work.epochs * work.minibatches * SECONDS_PER_MINIBATCH
-    return work.iterations * (launches + flops * 1e-9 * SECONDS_PER_GFLOP)
+    flops = 2.0 * parameters * flags.batch_size * (1 + 3 * flags.update_epochs)
+    minibatches = flags.update_epochs * flags.num_minibatches
+    launches = flags.num_steps * SECONDS_PER_STEP + minibatches * SECONDS_PER_MINIBATCH
+    return flags.num_iterations * (launches + flops * 1e-9 * SECONDS_PER_GFLOP)
 
 
-def decide(mode: str, device: torch.device, work: Work) -> tuple[bool, str]:
+def decide(flags: Any, device: torch.device, parameters: int) -> tuple[bool, str]:
     """Whether to compile, and why, in words.
 
     Args:
-        mode: "auto", "on" or "off". auto compiles only what pays for its compilation within this run. It goes by the
-            flags alone, never by a clock, so that equal seeds give equal runs.
+        flags: a program's; `compile` is "auto", "on" or "off". auto compiles only what pays for its compilation within
+            this run. It goes by the flags alone, never by a clock, so that equal seeds give equal runs.
+        parameters: how many the agent has.
     """
-    if mode == "off":
+    if flags.compile == "off":
         return False, "eager (--compile off)"
     if device.type == "cpu" and not compiler_on_path():
         return False, "eager (warning: torch.compile needs a C++ compiler such as g++, and none is on the PATH)"
-    if mode == "on":
-        return True, "compiled (--compile on)"
-    seconds = eager_seconds(work)
+    if flags.compile == "on" or flags.verify:
+        return True, "compiled (--compile on)" if flags.compile == "on" else "compiled (--verify)"
+    seconds = eager_seconds(flags, parameters)
     if seconds * COMPILE_SAVES > COMPILE_SECONDS:
         return True, "compiled (a run this long saves more time than compiling takes)"
     return False, f"eager (about {seconds:.0f} s; compiling would take longer than it saves)"
 
 
-def prepare(cuda: bool, deterministic: bool) -> torch.device:
-    """Set up this process and pick the device: CUDA where it is wanted and there, else the CPU. May be called again."""
+def prepare(flags: Any) -> torch.device:
+    """Set up this process and pick the device: CUDA where it is wanted and there, else the CPU. May be called again.
+
+    Raises:
+        ValueError: `--precision: ...` when the device has no such products.
+    """
     if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
         base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
         os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(base / "ppo_fast" / "inductor")
-    torch.backends.cudnn.deterministic = deterministic
-    if cuda and torch.cuda.is_available():
+    torch.backends.cudnn.deterministic = flags.torch_deterministic
+    if flags.cuda and torch.cuda.is_available():
+        torch.set_float32_matmul_precision("high" if flags.precision == "tf32" else "highest")
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    if flags.precision == "tf32":
+        raise ValueError("--precision: tf32 needs a CUDA device; fp32 and bf16 run on a CPU")
     if sys.platform == "linux":
         _keep_large_buffers()
     return torch.device("cpu")
 
 
 def _keep_large_buffers() -> None:
-    # glibc hands every buffer above 128 KB back to the system and faults it in again at the next use: half of the time of
-    # a large update. M_TRIM_THRESHOLD = -1, M_TOP_PAD = -2, M_MMAP_THRESHOLD = -3 in malloc.h; musl has no mallopt.
+    # glibc hands every buffer above 128 KB back to the system and faults it in again at the next use: half of the time
+    # of a large update. M_TRIM_THRESHOLD = -1, M_TOP_PAD = -2, M_MMAP_THRESHOLD = -3 in malloc.h; musl has no mallopt.
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
     if mallopt is not None:
         for option, value in ((-1, 1 << 30), (-2, 1 << 26), (-3, 1 << 30)):
@@ -136,13 +137,19 @@ def compiled(function: Callable[..., Any], one_thread: bool = False) -> Callable
     Args:
         one_thread: for a CPU, run it on one thread: of small tensors, two threads spend more on meeting than they save.
     """
-    # Its own code object: dynamo keeps what it compiled per code object, and another run's flags are none of this one's.
+    # Its own code object: dynamo keeps what it compiled per code object, and another run's flags are not ours.
     own = types.FunctionType(
-        function.__code__.replace(), function.__globals__, function.__name__, function.__defaults__, function.__closure__
+        function.__code__.replace(),
+        function.__globals__,
+        function.__name__,
+        function.__defaults__,
+        function.__closure__,
     )
     own.__kwdefaults__ = function.__kwdefaults__
     on_gpu = torch.cuda.is_available()
-    options = {} if on_gpu else {"cpp_wrapper": True} | ({"cpp.threads": 1} if one_thread else {})
+    options: dict[str, Any] = {} if on_gpu else {"cpp_wrapper": True}
+    if one_thread and not on_gpu:
+        options["cpp.threads"] = 1
     fast = torch.compile(own, fullgraph=True, dynamic=False, options=options or None)
     return with_threads(fast, 1) if one_thread and not on_gpu else fast
 
@@ -163,22 +170,25 @@ def with_threads(function: Callable[..., Any], threads: int) -> Callable[..., An
 
 
 class FastProducts:
-    """Context: on a CPU, fp32 matrix products of many rows through oneDNN, about twice as fast as MKL's there.
+    """A function whose fp32 matrix products run through oneDNN on a CPU: for many rows about twice as fast as MKL's.
 
-    The "medium" precision setting selects it, and allows bf16 units where a CPU has them. On such a processor the result
-    would change by more than float32 rounding; a product is probed once, and then the setting is left alone.
+    The "medium" precision setting selects it, and allows bf16 units where a CPU has them. On such a processor the
+    result would change by more than float32 rounding; a product is probed once, and then the setting is left alone.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self.usable = device.type == "cpu" and _agrees_with_fp32()
+    def __init__(self, function: Callable[[], Any]) -> None:
+        self.function = function
+        self.usable = not torch.cuda.is_available() and _agrees_with_fp32()
 
-    def __enter__(self) -> None:
-        if self.usable:
-            torch.set_float32_matmul_precision("medium")
-
-    def __exit__(self, *error: object) -> None:
-        if self.usable:
-            torch.set_float32_matmul_precision("highest")
+    def __call__(self) -> Any:
+        if not self.usable:
+            return self.function()
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("medium")
+        try:
+            return self.function()
+        finally:
+            torch.set_float32_matmul_precision(before)
 
 
 def _agrees_with_fp32() -> bool:
@@ -194,33 +204,26 @@ def _agrees_with_fp32() -> bool:
 class CudaGraph:
     """A function without arguments, captured once as a CUDA graph and replayed by calling this object.
 
-    The function must read and write tensors that stay where they are, with static shapes and no host sync. It runs three
-    times before capture, to warm up, so `state` lists what these runs must not change: it is put back afterwards.
+    The function must read and write tensors that stay where they are, with static shapes and no host sync. It is run
+    three times before capture, to warm up and to compile.
 
     Args:
-        function: returns a tensor or tuple of tensors; a replay refreshes these very tensors.
-        state: tensors changed in place by the function.
+        function: returns None, a tensor or a tuple of tensors; a replay refreshes these very tensors.
         generators: random generators it draws from; a replay goes on with their streams.
     """
 
-    def __init__(self, function: Callable[[], Any], state: list[Tensor], generators: list[torch.Generator]) -> None:
-        saved = [tensor.clone() for tensor in state]
-        streams = [generator.get_state() for generator in generators]
+    def __init__(self, function: Callable[[], Any], generators: list[torch.Generator]) -> None:
         side = torch.cuda.Stream()
         side.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(side):
             for _ in range(3):
                 function()
         torch.cuda.current_stream().wait_stream(side)
-        for generator, stream in zip(generators, streams, strict=True):
-            generator.set_state(stream)
         self.graph = torch.cuda.CUDAGraph()
         for generator in generators:
             self.graph.register_generator_state(generator)
         with torch.cuda.graph(self.graph):
             self.result = function()
-        for tensor, value in zip(state, saved, strict=True):
-            tensor.copy_(value)
 
     def __call__(self) -> Any:
         self.graph.replay()
@@ -233,39 +236,75 @@ def assign(targets: Iterable[Tensor], values: Iterable[Tensor]) -> None:
         target.copy_(value)
 
 
-def ready(
-    function: Callable[[], Any], state: list[Tensor], generators: list[torch.Generator], graph: bool
-) -> Callable[[], Any]:
-    """The function with everything it calls compiled, as a CUDA graph if `graph`.
+class Phases:
+    """One training iteration in two phases; calling it runs both and returns the second one's result.
 
-    It is run for that, and what it changed is put back: `state`, tensors changed in place, and `generators`.
+    Attributes:
+        collect: T steps of N environments into the rollout, in place.
+        learn: values, advantages and updates; returns the metrics.
+        state: every tensor that the phases change in place, by name.
+        generators: the random generators that they draw from.
+
+    Args:
+        one_thread: run both on one intra-op thread. Eager work on few rows gains little from a second one, and on a
+            busy machine loses most of its time waiting for it.
     """
-    if graph:
-        return CudaGraph(function, state, generators)
-    saved = [tensor.clone() for tensor in state]
-    streams = [generator.get_state() for generator in generators]
-    function()
-    assign(state, saved)
-    for generator, stream in zip(generators, streams, strict=True):
-        generator.set_state(stream)
-    return function
+
+    def __init__(
+        self,
+        collect: Callable[[], None],
+        learn: Callable[[], Tensor],
+        state: dict[str, Tensor],
+        generators: list[torch.Generator],
+        one_thread: bool = False,
+    ) -> None:
+        collect, learn = eager(collect, one_thread), eager(learn, one_thread)
+        self.collect = _labelled(collect, "environment and policy")
+        self.learn = _labelled(FastProducts(learn), "values, advantages, updates")
+        self.state = state
+        self.generators = generators
+
+    def __call__(self) -> Tensor:
+        self.collect()
+        return self.learn()
+
+    def ready(self, device: torch.device, graph_collect: bool) -> "Phases":
+        """Compile what the phases call, or capture them on a GPU (`collect` only if `graph_collect`), and return self.
+
+        They are run for that; what they changed is put back.
+        """
+        saved = {name: tensor.clone() for name, tensor in self.state.items()}
+        streams = [generator.get_state() for generator in self.generators]
+        if device.type == "cuda":
+            if graph_collect:
+                self.collect = CudaGraph(self.collect, self.generators)
+            else:
+                self.collect()
+            self.learn = CudaGraph(self.learn, self.generators)
+        else:
+            self()
+        assign(self.state.values(), saved.values())
+        for generator, stream in zip(self.generators, streams, strict=True):
+            generator.set_state(stream)
+        return self
 
 
-def describe(device: torch.device, cuda: bool) -> str:
-    """The device in words; says so when a CUDA device was wanted and there is none."""
+def _labelled(function: Callable[[], Any], name: str) -> Callable[[], Any]:
+    """The function with gradients off, under a name that the profiler shows."""
+
+    @torch.no_grad()
+    def call() -> Any:
+        with torch.profiler.record_function(name):
+            return function()
+
+    return call
+
+
+def versions(device: torch.device, cuda: bool) -> dict[str, Any]:
+    """What a result depends on besides the flags: versions, device (in words, too), threads."""
+    packages = ("torch", "numpy", "gymnasium")
+    found = {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in packages}}
+    words = f"cpu ({torch.get_num_threads()} threads{'; no CUDA device found' if cuda else ''})"
     if device.type == "cuda":
-        return f"{device} ({torch.cuda.get_device_name(device)})"
-    return f"cpu ({torch.get_num_threads()} threads{'; no CUDA device found' if cuda else ''})"
-
-
-def versions(device: torch.device) -> dict[str, Any]:
-    """What a result depends on besides the flags: versions, device, processor, threads."""
-    packages = ("ppo_fast", "torch", "numpy", "gymnasium")
-    found = {name: importlib.metadata.version(name) for name in packages}
-    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor() or platform.machine()
-    return {
-        "versions": {"python": platform.python_version(), **found},
-        "device": str(device),
-        "device_name": name,
-        "threads": torch.get_num_threads(),
-    }
+        words = f"{device} ({torch.cuda.get_device_name(device)})"
+    return {"versions": found, "device": str(device), "device_in_words": words, "threads": torch.get_num_threads()}

@@ -233,7 +233,7 @@ def run(program: Callable[..., Any], args_type: type, description: str | None, *
     """Run `program(args, *rest)` from the command line and exit with the status of the table above.
 
     `ValueError("--flag: ...")` is the user's mistake, FloatingPointError training that broke down. A program that a
-    signal stopped cleanly returns a mapping with the signal's name under "stopped".
+    signal stopped cleanly returns a mapping with the "exit_status" that says so.
     """
     try:
         args = parse(args_type, None, (description or "").strip())
@@ -246,5 +246,43 @@ def run(program: Callable[..., Any], args_type: type, description: str | None, *
         fail(str(error), 3)
     except KeyboardInterrupt:
         fail("interrupted", 128 + signal.SIGINT)
-    if isinstance(result, Mapping) and "stopped" in result:
-        raise SystemExit(128 + signal.Signals[result["stopped"]])
+    if isinstance(result, Mapping) and "exit_status" in result:
+        raise SystemExit(result["exit_status"])
+
+
+@dataclasses.dataclass
+class RunFlags:
+    """The flags that every training program has: plumbing, not algorithm. A program's `Args` adds its own to them."""
+
+    exp_name: str = "train"
+    """name of the experiment, part of the run folder's name"""
+    seed: Annotated[int, Range(0, 2**31)] = 1
+    """seed of the networks, the actions, the minibatches and the environments"""
+    torch_deterministic: bool = True
+    """ask cuDNN for deterministic kernels"""
+    cuda: bool = True
+    """use a CUDA device where there is one"""
+    track: bool = False
+    """send the rows of metrics.jsonl to Weights & Biases too"""
+    wandb_mode: Literal["online", "offline"] = "online"
+    """online falls back to offline when W&B cannot be reached or has no key"""
+    wandb_project_name: str = "ppo_fast"
+    """W&B project"""
+    wandb_entity: str | None = None
+    """W&B entity (team)"""
+    capture_video: bool = False
+    """record a greedy episode after training into the run folder's videos/ (extra `video`)"""
+    run_root: str = "runs"
+    """folder that holds the run folders"""
+    quiet: bool = False
+    """print warnings and one line at the end only"""
+    eval_episodes: Annotated[int, Range(0)] = 100
+    """episodes of the final evaluation, greedy and as many sampled; 0 skips it"""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile on a CPU, CUDA graphs over it on a GPU; auto does it only where it pays within this run"""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """of the networks' products: tf32 (GPU) rounds their inputs to 10 bits of mantissa, bf16 to 7; the rest is fp32"""
+    verify: Annotated[int, Range(0)] = 0
+    """first run this many iterations compiled and eagerly, side by side; exit with status 4 if they differ"""
+    profile: bool = False
+    """profile a few iterations before training: a table, and a trace in the run folder"""

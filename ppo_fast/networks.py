@@ -24,8 +24,8 @@ def layer_init(layer: nn.Linear, gain: float, generator: torch.Generator | None 
     return layer
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
-    """x (..., D) times weight (H, D) transposed, plus bias (H,): (..., H)."""
+def linear(x: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    """x (..., D) times weight (H, D) transposed, plus bias (H,): (..., H); the product's inputs rounded to `dtype`."""
     if torch.compiler.is_compiling() and x.device.type == "cpu":
         outputs, inputs = weight.shape
         if inputs <= THIN:
@@ -33,6 +33,8 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
         if outputs <= THIN:
             # Stacked in front, viewed at the back: what follows runs along the rows, which the CPU vectorises.
             return torch.stack([(x * weight[i]).sum(-1) + bias[i] for i in range(outputs)]).movedim(0, -1)
+    if dtype is not None:
+        return F.linear(x.to(dtype), weight.to(dtype)).float() + bias
     return F.linear(x, weight, bias)
 
 
@@ -78,10 +80,16 @@ class MLP(nn.Module):
         sizes: D, hidden sizes..., H.
         gain: of the last layer: 0.01 for a policy, 1 for a value, √2 where more layers follow.
         activate_last: tanh after the last layer too, for a shared backbone.
+        dtype: of the products' inputs, such as torch.bfloat16; None keeps float32.
     """
 
     def __init__(
-        self, sizes: Sequence[int], gain: float, generator: torch.Generator | None = None, activate_last: bool = False
+        self,
+        sizes: Sequence[int],
+        gain: float,
+        generator: torch.Generator | None = None,
+        activate_last: bool = False,
+        dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
         gains = [math.sqrt(2)] * (len(sizes) - 2) + [gain]
@@ -90,11 +98,12 @@ class MLP(nn.Module):
             for inputs, outputs, g in zip(sizes[:-1], sizes[1:], gains, strict=True)
         )
         self.activate_last = activate_last
+        self.dtype = dtype
 
     def forward(self, x: Tensor) -> Tensor:
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, nn.Linear)
-            x = linear(x, layer.weight, layer.bias)
+            x = linear(x, layer.weight, layer.bias, self.dtype)
             if self.activate_last or i < len(self.layers) - 1:
                 x = tanh(x)
         return x
@@ -222,8 +231,8 @@ def _padded(size: int) -> int:
 def flatten_parameters(module: nn.Module) -> Tensor:
     """Move all parameters of a module into one flat float32 vector (P,) and make each parameter a view of it.
 
-    Slots are padded with zeros to 64 bytes; their gradient is zero, so they stay zero. The optimiser, the gradient norm,
-    a checkpoint and an all-reduce then handle one vector. The order is that of `named_parameters()`.
+    Slots are padded with zeros to 64 bytes; their gradient is zero, so they stay zero. The optimiser, the gradient
+    norm, a checkpoint and an all-reduce then handle one vector. The order is that of `named_parameters()`.
     """
     parameters = dict(module.named_parameters())
     first = next(iter(parameters.values()))

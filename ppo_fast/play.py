@@ -1,10 +1,15 @@
-"""Play whole episodes with a policy, for an evaluation that no short episode can bias."""
+"""Play whole episodes with a policy: an evaluation that no short episode can bias, and a video."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
+
+# Added to a run's seed for its evaluation: episodes that training has not seen.
+EVAL_SEED = 1_000_000
 
 
 class Episodes(NamedTuple):
@@ -14,7 +19,7 @@ class Episodes(NamedTuple):
     lengths: Tensor  # (N,) i64, steps
 
     def figures(self, prefix: str) -> dict[str, float | int]:
-        """Mean, standard deviation (of the episodes, not of the mean), extremes and count, as result.json names them."""
+        """Mean, standard deviation (of the episodes, not of the mean), extremes and count, as in result.json."""
         returns = self.returns
         figures = {"mean_return": returns.mean(), "std_return": returns.std(correction=0)}
         figures |= {
@@ -50,3 +55,56 @@ def play(envs: Any, act: Callable[[Tensor], Tensor], seed: int, max_steps: int =
         if (not running.is_cuda or step % 32 == 31) and not running.any():
             break
     return Episodes(returns, lengths)
+
+
+def evaluate(envs: Any, agent: Any, seed: int) -> dict[str, float | int]:
+    """An agent's figures over one episode of each environment, greedy as "eval/..." and sampled as "eval/sampled_...".
+
+    Args:
+        envs: fresh environments, closed here. Their number is the number of episodes.
+        agent: `act(obs, noise or None) -> action, log_prob`, and `head.draw_noise(shape, generator)`.
+        seed: of the environments (moved away from the training's) and of the sampling.
+    """
+    draw = torch.Generator(envs.device).manual_seed(seed)
+
+    def sampled(obs: Tensor) -> Tensor:
+        return agent.act(obs, agent.head.draw_noise(obs.shape[:1], draw))[0]
+
+    figures = play(envs, lambda obs: agent.act(obs, None)[0], seed + EVAL_SEED).figures("eval/")
+    figures |= play(envs, sampled, seed + EVAL_SEED).figures("eval/sampled_")
+    envs.close()
+    return figures
+
+
+@torch.no_grad()
+def record(envs: Any, agent: Any, seed: int, path: Path, max_steps: int = 10_000) -> Path:
+    """Write one greedy episode of the first environment as an mp4 and return its path.
+
+    Args:
+        envs: one environment made with `render_mode="rgb_array"`, closed here.
+
+    Raises:
+        ValueError: `--capture-video: ...` when moviepy is missing or the environment renders nothing.
+    """
+    try:
+        from moviepy.video.io.ImageSequenceClip import ImageSequenceClip
+    except ImportError as problem:
+        raise ValueError('--capture-video: needs moviepy: pip install "ppo_fast[video]"') from problem
+    obs = envs.reset(seed=seed + EVAL_SEED)[0]
+    frames = [_frame(envs)]
+    for _ in range(max_steps):
+        obs, _, terminated, truncated, _ = envs.step(agent.act(obs, None)[0])
+        if terminated[0] or truncated[0]:
+            break  # what would be drawn now is the next episode
+        frames.append(_frame(envs))
+    fps = int(envs.metadata.get("render_fps") or 30)
+    envs.close()
+    ImageSequenceClip(frames, fps=fps).write_videofile(str(path), logger=None, audio=False)
+    return path
+
+
+def _frame(envs: Any) -> np.ndarray:
+    frames = envs.render()
+    if frames is None or len(frames) == 0:
+        raise ValueError(f"--capture-video: {envs.spec_id} renders nothing")
+    return np.asarray(frames[0])

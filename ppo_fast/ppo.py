@@ -2,8 +2,8 @@
 
 Sources: Schulman et al. 2017 (PPO, arXiv 1707.06347), Schulman et al. 2016 (GAE, arXiv 1506.02438), Pardo et al. 2018
 (time limits, arXiv 1712.00378), Kingma & Ba 2015 (Adam, arXiv 1412.6980), Schulman 2020 (http://joschu.net/blog/kl-approx.html).
-Letters: T steps, N envs, M minibatch, P parameters. Every mean takes an optional `valid` mask (M,), which keeps the junk
-reset rows of a NEXT_STEP environment out of every loss and every statistic.
+Letters: T steps, N envs, M minibatch, P parameters. Every mean takes an optional `valid` mask (M,), which keeps the
+junk reset rows of a NEXT_STEP environment out of every loss and every statistic.
 """
 
 import math

@@ -93,10 +93,10 @@ class Run:
             self._wandb_run = _start_wandb(self.folder, wandb_mode, wandb_project_name, wandb_entity, config, say)
 
     @classmethod
-    def from_flags(cls, flags: Mapping[str, Any], facts: Mapping[str, Any], say: Callable[[str], None]) -> Self:
-        """The run of a program with these flags; config.json holds the flags and then `facts`."""
+    def from_flags(cls, config: Mapping[str, Any], say: Callable[[str], None]) -> Self:
+        """The run of a program whose `config` holds its flags under their own names, "run_root" among them."""
         names = ("env_id", "exp_name", "seed", "track", "wandb_mode", "wandb_project_name", "wandb_entity")
-        return cls(root=flags["run_root"], config={**flags, **facts}, say=say, **{name: flags[name] for name in names})
+        return cls(root=config["run_root"], config=config, say=say, **{name: config[name] for name in names})
 
     def log(self, row: Mapping[str, Any]) -> None:
         """Append one row to metrics.jsonl, handed to the system when this returns, and to W&B.

@@ -12,51 +12,28 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from functools import partial
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ppo_fast import capture, checkpoint, cli, envs as environments, networks, ppo
+from ppo_fast import capture, checkpoint, cli, envs as environments, networks, play, ppo
 from ppo_fast.cli import Range
 from ppo_fast.console import Console
 from ppo_fast.episodes import episode_stats
 from ppo_fast.health import Health
 from ppo_fast.interrupt import StopSignal
-from ppo_fast.play import play
+from ppo_fast.report import Report
 from ppo_fast.tracking import Run
 
 Rows = tuple[Tensor, ...]
 
 
 @dataclass
-class Args:
-    """The flags. Names and meaning are CleanRL's where CleanRL has them."""
-
-    exp_name: str = "train"
-    """name of the experiment, part of the run folder's name"""
-    seed: Annotated[int, Range(0, 2**31)] = 1
-    """seed of the networks, the actions, the minibatches and the environments"""
-    torch_deterministic: bool = True
-    """ask cuDNN for deterministic kernels"""
-    cuda: bool = True
-    """use a CUDA device where there is one"""
-    track: bool = False
-    """send the rows of metrics.jsonl to Weights & Biases too"""
-    wandb_mode: Literal["online", "offline"] = "online"
-    """online falls back to offline when W&B cannot be reached or has no key"""
-    wandb_project_name: str = "ppo_fast"
-    """W&B project"""
-    wandb_entity: str | None = None
-    """W&B entity (team)"""
-    capture_video: bool = False
-    """record the first greedy evaluation episode into the run folder's videos/ (extra `video`)"""
-    run_root: str = "runs"
-    """folder that holds the run folders"""
-    quiet: bool = False
-    """print warnings and one line at the end only"""
+class Args(cli.RunFlags):
+    """The flags of the algorithm; names and meaning are CleanRL's where it has them."""
 
     env_id: str = "CartPole-v1"
     """gymnasium id; `module:Env-v0` imports the module first"""
@@ -76,7 +53,7 @@ class Args:
     """discount γ"""
     gae_lambda: Annotated[float, Range(0, 1)] = 0.95
     """λ of generalised advantage estimation"""
-    num_minibatches: Annotated[int, Range(1)] = 4
+    num_minibatches: Annotated[int, Range(1)] = 2
     """minibatches an epoch; all rows are used, sizes differ by at most one row"""
     update_epochs: Annotated[int, Range(1)] = 4
     """K, passes over each rollout"""
@@ -99,10 +76,6 @@ class Args:
     """units of the hidden tanh layers"""
     shared_backbone: bool = False
     """one network with a policy and a value head, instead of two networks"""
-    compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile (CPU) or CUDA graphs over it (GPU); auto only where it pays within this run"""
-    eval_episodes: Annotated[int, Range(0)] = 100
-    """episodes of the final evaluation, greedy and sampled; 0 skips it"""
 
     @property
     def batch_size(self) -> int:
@@ -131,12 +104,12 @@ class Agent(nn.Module):
         self.obs_shape = envs.single_observation_space.shape
         self.head = networks.make_head(envs.single_action_space)
         sizes = [math.prod(self.obs_shape), *args.hidden_sizes]
-        self.backbone = None
+        self.backbone, dtype = None, torch.bfloat16 if args.precision == "bf16" else None
         if args.shared_backbone:
-            self.backbone = networks.MLP(sizes, math.sqrt(2), generator, activate_last=True)
+            self.backbone = networks.MLP(sizes, math.sqrt(2), generator, activate_last=True, dtype=dtype)
             sizes = sizes[-1:]
-        self.actor = networks.MLP([*sizes, self.head.outputs], 0.01, generator)
-        self.critic = networks.MLP([*sizes, 1], 1.0, generator)
+        self.actor = networks.MLP([*sizes, self.head.outputs], 0.01, generator, dtype=dtype)
+        self.critic = networks.MLP([*sizes, 1], 1.0, generator, dtype=dtype)
 
     def features(self, obs: Tensor) -> Tensor:
         """Input of actor and critic: (M, D)."""
@@ -252,13 +225,13 @@ def loss(parameters: dict[str, Tensor], agent: Agent, args: Args, batch: Batch) 
 
 
 STATISTICS = ("policy_loss", "value_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "grad_norm")
-CHARTS = ("charts/episodic_return", "charts/episodic_length")
-METRICS = (*(f"losses/{name}" for name in (*STATISTICS, "explained_variance")), *CHARTS, "steps")
+LOSSES = (f"losses/{name}" for name in (*STATISTICS, "explained_variance"))
+METRICS = (*LOSSES, "charts/episodic_return", "charts/episodic_length", "steps")
 
 
 def update(agent: Agent, args: Args, learner: ppo.Learner, batch: Batch, index: Tensor) -> Tensor:
     """Loss, backward, clip and Adam on the rows `index` (M,) of the batch; returns STATISTICS as one tensor."""
-    minibatch = Batch(*(None if rows is None else rows[index] for rows in batch))
+    minibatch = Batch._make(rows if rows is None else rows[index] for rows in batch)
     shapes = {name: parameter.shape for name, parameter in agent.named_parameters()}
     parameters = networks.unflatten(learner.theta, shapes)
     gradients, _, statistics = ppo.value_and_gradients(loss, parameters, agent, args, minibatch)
@@ -284,8 +257,8 @@ def learn(args: Args, update: Callable[[Batch, Tensor], Tensor], batch: Batch, a
     return (torch.stack(rows) * weight).sum(0) / weight.sum()
 
 
-def make_iteration(args: Args, envs: Any, agent: Agent, learner: ppo.Learner, fast: bool) -> Callable[[], Tensor]:
-    """One iteration as a function without arguments that returns METRICS as one device tensor.
+def make_iteration(args: Args, envs: Any, agent: Agent, learner: ppo.Learner, fast: bool) -> capture.Phases:
+    """One iteration in two phases, the second of which returns METRICS as one device tensor.
 
     *Executables*: the one block where anything is compiled or captured; `fast` asks for it.
     """
@@ -294,17 +267,14 @@ def make_iteration(args: Args, envs: Any, agent: Agent, learner: ppo.Learner, fa
     fused_value, fused_update = wrap(Agent.value), wrap(update)
     on_device, device = isinstance(envs, environments.TensorVectorEnv), envs.device
     chunk = capture.CHUNK if fast and device.type == "cpu" else args.num_steps
-    products = capture.FastProducts(device)
 
     draw = torch.Generator(device).manual_seed(args.seed)
-    rollout = new_rollout(args, envs, agent)
-    masked = envs.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP
-    valid = rollout.valid if masked else None
-    obs = envs.reset(seed=args.seed)[0].clone()
+    rollout, obs = new_rollout(args, envs, agent), envs.reset(seed=args.seed)[0].clone()
+    valid = rollout.valid if envs.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP else None
     zeros = torch.zeros(args.num_envs, dtype=torch.float64, device=device)
     carry = (zeros, zeros.long())  # return and length so far of the running episodes
 
-    def step_environments() -> None:
+    def collect_phase() -> None:
         noise = agent.head.draw_noise((args.num_steps, args.num_envs), draw)
         if not on_device:
             obs.copy_(collect_from_host(fused_act, agent, envs, obs.clone(), noise, rollout))
@@ -315,72 +285,75 @@ def make_iteration(args: Args, envs: Any, agent: Agent, learner: ppo.Learner, fa
             capture.assign((*envs.state, obs), (*state, next_obs))
             capture.assign((x[part] for x in rollout[:-1]), rows)
 
-    @torch.no_grad()
-    def iteration() -> Tensor:
-        step_environments()
-        with products:
-            value = fused_value(agent, torch.cat([rollout.obs, obs[None]]))
-            advantage, returns, explained = advantages(agent, args, rollout, value, valid)
-            columns = (rollout.obs, rollout.action, rollout.log_prob, advantage, returns, value[:-1], valid)
-            batch = Batch(*(None if x is None else x.flatten(0, 1) for x in columns))
-            statistics = learn(args, partial(fused_update, agent, args, learner), batch, learner.active, draw)
+    def learn_phase() -> Tensor:
+        value = fused_value(agent, torch.cat([rollout.obs, obs[None]]))
+        advantage, returns, explained = advantages(agent, args, rollout, value, valid)
+        columns = (rollout.obs, rollout.action, rollout.log_prob, advantage, returns, value[:-1], valid)
+        batch = Batch._make(x if x is None else x.flatten(0, 1) for x in columns)
+        statistics = learn(args, partial(fused_update, agent, args, learner), batch, learner.active, draw)
         ended = episode_stats(rollout.reward, rollout.terminated | rollout.truncated, valid, *carry)
         capture.assign(carry, (ended.carry_return, ended.carry_length))
         means = (ended.return_sum / ended.count, ended.length_sum / ended.count)  # NaN where no episode ended
         return torch.cat([statistics, *(x[None] for x in (explained, *means, rollout.valid.sum()))])
 
+    state = learner._asdict() | {f"rollout.{name}": x for name, x in rollout._asdict().items()} | {"obs": obs}
+    state |= {"carry_return": carry[0], "carry_length": carry[1]}
+    state |= {f"env{i}": x for i, x in enumerate(envs.state)} if on_device else {}
+    generators = [draw, envs.generator] if on_device else [draw]
+    one_thread = not fast and args.batch_size <= capture.FEW_ROWS * args.num_minibatches
+    phases = capture.Phases(collect_phase, learn_phase, state, generators, one_thread)
     if fast:
-        changed = [*learner, obs, *carry, *(envs.state if on_device else ())]
-        generators = [draw, *([envs.generator] if on_device else [])]
-        iteration = capture.ready(iteration, changed, generators, graph=on_device and device.type == "cuda")
-    if not on_device:  # what was tried out has moved it
+        phases = phases.ready(device, graph_collect=on_device)
+    if not on_device:  # trying it out has moved it
         obs.copy_(envs.reset(seed=args.seed)[0])
-    return iteration
+    return phases
+
+
+def setup(args: Args, device: torch.device) -> tuple[Any, Agent, ppo.Learner]:
+    """Environments, agent and learner. The flags alone decide them: equal flags give equal ones."""
+    envs = environments.make(args.env_id, args.num_envs, device, args.backend)
+    agent = Agent(envs, args, torch.Generator().manual_seed(args.seed)).to(device)
+    return envs, agent, ppo.new_learner(networks.flatten_parameters(agent), args.learning_rate)
 
 
 def train(args: Args, watch: capture.Stopwatch | None = None) -> dict[str, Any]:
-    """Train, evaluate and leave a run folder; returns what result.json holds. A flag that can't work is a ValueError."""
+    """Train, evaluate, leave a run folder; returns what result.json holds. A flag that can't work is a ValueError."""
     watch = watch or capture.Stopwatch()
     args.check()
-    device = capture.prepare(args.cuda, args.torch_deterministic)
-    envs = environments.make(args.env_id, args.num_envs, device, args.backend)
-    agent = Agent(envs, args, torch.Generator().manual_seed(args.seed)).to(device)
-    learner = ppo.new_learner(networks.flatten_parameters(agent), args.learning_rate)
+    device = capture.prepare(args)
+    envs, agent, learner = setup(args, device)
     parameters, total = sum(p.numel() for p in agent.parameters()), args.num_iterations * args.batch_size
-    sizes = (args.num_iterations, args.num_steps, args.update_epochs, args.num_minibatches, args.batch_size)
-    fast, wording = capture.decide(args.compile, device, capture.Work(*sizes, parameters))
-    facts = {"batch_size": args.batch_size, "num_iterations": args.num_iterations, "parameters": parameters}
-    facts |= {"backend_used": envs.backend, "execution": wording, **capture.versions(device)}
-    header = [
-        f"environments  {args.num_envs} x {args.env_id}, backend {envs.backend}",
-        f"agent         {parameters:,} parameters, {args.num_iterations} iterations of {args.batch_size} steps",
-        f"device        {capture.describe(device, args.cuda)}, {wording}",
-    ]
-    health = Health(total, agent.head.max_entropy)
-    with (
-        Console(total, args.quiet, f"ppo_fast {args.env_id}") as console,
-        Run.from_flags(asdict(args), facts, console.message) as run,
-        StopSignal() as stop,
-    ):
-        console.start([*header, f"run folder    {run.folder}"])
+    fast, wording = capture.decide(args, device, parameters)
+    facts = asdict(args) | {"batch_size": args.batch_size, "num_iterations": args.num_iterations}
+    facts |= {"parameters": parameters, "backend_used": envs.backend, "execution": wording}
+    facts |= capture.versions(device, args.cuda)
+    console = Console(total, args.quiet, f"ppo_fast {args.env_id}")
+    with console, Run.from_flags(facts, console.message) as run, StopSignal() as stop:
+        report = Report(console, run, Health(total, agent.head.max_entropy), facts)
         watch.lap("startup")
+        if fast:
+            console.phase("compiling")
         iteration = make_iteration(args, envs, agent, learner, fast)
         watch.lap("compile")
-        result = loop(args, iteration, learner, run, console, health, stop)
+        result = loop(args, iteration, learner, report, stop)
         watch.lap("train")
-        checkpoint.save_policy(run.folder, agent.state_dict(), facts | {"args": asdict(args)})
+        checkpoint.save_policy(run.folder, agent.state_dict(), facts)
         if args.eval_episodes and "stopped" not in result:
             console.phase("evaluating")
-            result |= evaluate(args, agent, device)
+            result |= play.evaluate(
+                environments.make(args.env_id, args.eval_episodes, device, envs.backend), agent, args.seed
+            )
+        if args.capture_video:
+            envs = environments.make(args.env_id, 1, device, "sync", render_mode="rgb_array")
+            play.record(envs, agent, args.seed, run.subfolder("videos") / "greedy.mp4")
         watch.lap("eval")
         result["seconds"] = watch.seconds
-        run.finish(result)
-        console.summary(result, health.summary(), run.folder)
+        report.finish(result)
     envs.close()
     return result
 
 
-def loop(args: Args, iteration: Callable, learner: Any, run: Run, console: Console, health: Health, stop: Any) -> dict:
+def loop(args: Args, iteration: capture.Phases, learner: Any, report: Report, stop: StopSignal) -> dict[str, Any]:
     """The training loop: anneal, iterate, read the metrics once, log."""
     started, global_step, result = time.perf_counter(), 0, {}
     for i in range(args.num_iterations):
@@ -388,28 +361,11 @@ def loop(args: Args, iteration: Callable, learner: Any, run: Run, console: Conso
         learner.learning_rate.fill_(rate)
         row = dict(zip(METRICS, iteration().tolist(), strict=True))  # the iteration's only look at the device
         global_step += int(row.pop("steps"))
-        row = {name: x for name, x in row.items() if name not in CHARTS or not math.isnan(x)}
         result = {"global_step": global_step, "sps": global_step / (time.perf_counter() - started)}
-        row |= {"global_step": global_step, "charts/SPS": result["sps"], "charts/learning_rate": rate}
-        advice = health.update(row)
-        run.log(row | health.metrics())
-        console.update(row, advice)
-        if any(item.severity == "stop" for item in advice):
-            raise FloatingPointError(advice[0].text)
+        report.log(row | {"global_step": global_step, "charts/SPS": result["sps"], "charts/learning_rate": rate})
         if stop.requested:
-            return result | {"stopped": stop.name}
+            return result | {"stopped": stop.name, "exit_status": stop.exit_status}
     return result
-
-
-def evaluate(args: Args, agent: Agent, device: torch.device) -> dict[str, Any]:
-    """The final evaluation: `--eval-episodes` fresh episodes, greedy ("eval/...") and sampled ("eval/sampled_...")."""
-    backend = "sync" if args.backend == "async" else args.backend  # not a process for each of 100 episodes
-    envs = environments.make(args.env_id, args.eval_episodes, device, backend)
-    draw, seed = torch.Generator(device).manual_seed(args.seed), args.seed + 1_000_000
-    greedy = play(envs, lambda obs: agent.act(obs, None)[0], seed)
-    sampled = play(envs, lambda obs: agent.act(obs, agent.head.draw_noise(obs.shape[:1], draw))[0], seed)
-    envs.close()
-    return greedy.figures("eval/") | sampled.figures("eval/sampled_")
 
 
 if __name__ == "__main__":

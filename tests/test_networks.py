@@ -14,7 +14,11 @@ from torch.distributions import Categorical, Independent, Normal
 from ppo_fast import networks
 from ppo_fast.train import Agent, Args
 
+INF = float("inf")
 SPELLINGS = ("eager", "fused")
+
+# torch.compile instantiates an autograd.Function for its own purposes, and torch warns of that.
+pytestmark = pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")
 
 
 def generator(seed=0):
@@ -73,13 +77,13 @@ def test_every_layer_of_the_agent_has_its_gain():
 
 
 def test_parameter_counts():
-    """CartPole: (4·64 + 64) + (64·64 + 64) + (64·2 + 2) + (64 + 1) = 4,675 shared, 8,834 + ... separate."""
+    """CartPole: (4·64 + 64) + (64·64 + 64) + (64·2 + 2) + (64 + 1) = 4,675 shared, 9,155 separate."""
 
     def count(**flags):
         return sum(p.numel() for p in Agent(spaces_of(), Args(**flags)).parameters())
 
     assert count(shared_backbone=True) == 320 + 4160 + 130 + 65 == 4675
-    assert count() == 2 * (320 + 4160) + 130 + 65
+    assert count() == 2 * (320 + 4160) + 130 + 65 == 9155
     box = Agent(spaces_of(3, spaces.Box(-1, 1, (2,))), Args(shared_backbone=True))
     assert sum(p.numel() for p in box.parameters()) == (3 * 64 + 64) + 4160 + 130 + 65 + 2
 
@@ -135,15 +139,12 @@ def test_tanh_against_float64(spelling):
     y = networks.tanh(x)
     assert (y.double() - x.double().tanh()).abs().max() <= 4e-7
     # Small numbers keep their digits too: tanh(x) is x there.
-    tiny = x[(x.abs() < 1e-3) & (x.abs() > 1e-37)]
+    tiny = x[(x.abs() < 1e-3) & (x.abs() > 1e-35)]
     torch.testing.assert_close(networks.tanh(tiny).double(), tiny.double().tanh(), rtol=1e-6, atol=0)
     assert (y.abs() <= 1).all()
     assert torch.equal(networks.tanh(-x), -y)
-    assert networks.tanh(torch.tensor([INF, -INF])).tolist() == pytest.approx([1.0, -1.0], abs=4e-7)
+    assert networks.tanh(torch.tensor([INF, -INF])).tolist() == [1.0, -1.0]
     assert networks.tanh(torch.tensor([torch.nan])).isnan().all()
-
-
-INF = float("inf")
 
 
 def test_the_gradient_of_tanh(spelling):
@@ -226,9 +227,10 @@ def test_masked_actions_are_never_drawn():
     assert head.mode(logits)[0].item() == 3
 
 
-def test_masked_logits_have_finite_numbers():
+@pytest.mark.parametrize("masked", [-1e9, torch.finfo(torch.float32).min])
+def test_masked_logits_have_finite_numbers(masked):
     head = networks.CategoricalHead(4)
-    logits = torch.tensor([[-INF, 0.5, -INF, 1.0]], requires_grad=True)
+    logits = torch.tensor([[masked, 0.5, masked, 1.0]], requires_grad=True)
     log_prob, entropy = head.log_prob_entropy(logits, torch.tensor([3]))
     probabilities = torch.tensor([0.5, 1.0]).double().softmax(-1)
     assert log_prob.item() == pytest.approx(probabilities[1].log().item(), abs=1e-6)
@@ -338,7 +340,7 @@ def test_an_extreme_gaussian_stays_finite():
 
 @pytest.mark.parametrize("space", [spaces.Text(3), spaces.MultiBinary(3), spaces.Box(-1, 1, (2, 2))], ids=str)
 def test_other_action_spaces_are_refused(space):
-    with pytest.raises(ValueError, match="--env-id: action space .* is not supported"):
+    with pytest.raises(ValueError, match=r"--env-id: action space .* is not supported"):
         networks.make_head(space)
 
 
@@ -376,10 +378,11 @@ def test_parameters_become_views_of_one_vector():
     for p in module.parameters():
         assert p.untyped_storage().data_ptr() == storage and p.is_contiguous()
         assert (p.data_ptr() - theta.data_ptr()) % 64 == 0
-    theta.fill_(7.0)
-    assert all((p == 7.0).all() for p in module.parameters())
-    module.load_state_dict(before)
     assert torch.equal(networks.flatten(dict(module.named_parameters())), theta)
+    theta.mul_(2.0)
+    assert all(torch.equal(p, 2 * before[name]) for name, p in module.named_parameters())
+    module.load_state_dict(before)
+    assert torch.equal(networks.flatten(before), theta)
 
 
 def test_flatten_and_unflatten_are_inverse():

@@ -1,0 +1,55 @@
+"""One `log` call for a program: each row goes to the diagnostics, the run folder and the screen.
+
+    report = Report(console, run, health, facts)
+    report.log(row)
+    report.finish(result)
+
+The three are handed in (`console.Console`, `tracking.Run`, `health.Health`); this module only connects them.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+ABSENT_IF_NAN = ("charts/episodic_return", "charts/episodic_length")
+
+
+class Report:
+    """What a program says and keeps of one run.
+
+    Args:
+        console, run, health: as above; console and run are opened and closed by the program.
+        facts: what config.json holds: flags, "backend_used", "parameters", "num_iterations", "batch_size",
+            "device_in_words", "execution".
+    """
+
+    def __init__(self, console: Any, run: Any, health: Any, facts: Mapping[str, Any]) -> None:
+        self.console, self.run, self.health = console, run, health
+        iterations = f"{facts['num_iterations']:,} iterations of {facts['batch_size']:,} steps"
+        console.start(
+            [
+                f"environments  {facts['num_envs']} x {facts['env_id']}, backend {facts['backend_used']}",
+                f"agent         {facts['parameters']:,} parameters; {iterations}",
+                f"device        {facts['device_in_words']}; {facts['execution']}",
+                f"run folder    {run.folder}",
+            ]
+        )
+
+    def log(self, row: Mapping[str, float]) -> None:
+        """Check, write and show the row of one iteration.
+
+        Raises:
+            FloatingPointError: with the cause in a line, when something is NaN or infinite. The row has been written.
+        """
+        row = {name: x for name, x in row.items() if name not in ABSENT_IF_NAN or not math.isnan(x)}
+        advice = self.health.update(row)
+        self.run.log({**row, **self.health.metrics()})
+        self.console.update(row, advice)
+        for item in advice:
+            if item.severity == "stop":
+                raise FloatingPointError(item.text)
+
+    def finish(self, result: Mapping[str, Any], commands: Sequence[str] = ()) -> None:
+        """Write the result and the curves, and print the summary; `commands` are what the user may type next."""
+        self.run.finish(result)
+        self.console.summary(result, self.health.summary(), self.run.folder, commands)

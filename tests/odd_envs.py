@@ -1,0 +1,83 @@
+"""Small environments that the end-to-end tests train on, for `--env-id odd_envs:NextStep-v0` and the like."""
+
+from typing import Any
+
+import gymnasium
+import numpy as np
+from gymnasium import spaces
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+
+LENGTH = 5  # steps of every episode of NextStepVector
+NAN_AT = 20  # step of NanReward
+
+
+class NextStepVector(VectorEnv):
+    """Episodes of LENGTH steps in NEXT_STEP mode: action 1 earns 1. Even environments terminate, odd ones truncate.
+
+    The junk row after an end shows a reward of 1000, which nothing may ever count.
+    """
+
+    def __init__(self, num_envs: int) -> None:
+        self.metadata = {"autoreset_mode": AutoresetMode.NEXT_STEP}
+        self.num_envs, self.render_mode = num_envs, None
+        self.single_observation_space = spaces.Box(0.0, 1.0, (2,), np.float32)
+        self.single_action_space = spaces.Discrete(2)
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self._time = np.zeros(num_envs, dtype=np.int64)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self._time[:] = 0
+        return self._obs(), {}
+
+    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict]:
+        junk = self._time == LENGTH
+        self._time = np.where(junk, 0, self._time + 1)
+        ended = self._time == LENGTH
+        even = np.arange(self.num_envs) % 2 == 0
+        reward = np.where(junk, 1000.0, actions == 1)
+        return self._obs(), reward, ended & even, ended & ~even, {}
+
+    def _obs(self) -> np.ndarray:
+        return np.stack([self._time / LENGTH, self.np_random.random(self.num_envs)], -1).astype(np.float32)
+
+
+class TwoDials(gymnasium.Env):
+    """MultiDiscrete: each of two dials (3 and 4 positions) set to where the observation says earns a half."""
+
+    observation_space = spaces.Box(0.0, 1.0, (2,), np.float32)
+    action_space = spaces.MultiDiscrete([3, 4])
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self._time = 0
+        return self._draw(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        assert action.shape == (2,) and (action >= 0).all() and action[0] < 3 and action[1] < 4
+        reward = 0.5 * (action[0] == int(self._obs[0] * 2.99)) + 0.5 * (action[1] == int(self._obs[1] * 3.99))
+        self._time += 1
+        return self._draw(), float(reward), self._time == 8, False, {}
+
+    def _draw(self) -> np.ndarray:
+        self._obs = self.np_random.random(2, dtype=np.float32)
+        return self._obs
+
+
+class NanReward(TwoDials):
+    """Its NAN_AT-th reward is NaN."""
+
+    def __init__(self) -> None:
+        self._steps = 0
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        obs, reward, terminated, truncated, info = super().step(action)
+        self._steps += 1
+        return obs, float("nan") if self._steps == NAN_AT else reward, terminated, truncated, info
+
+
+gymnasium.register("NextStep-v0", vector_entry_point=f"{__name__}:NextStepVector", entry_point=f"{__name__}:TwoDials")
+gymnasium.register("TwoDials-v0", entry_point=f"{__name__}:TwoDials")
+gymnasium.register("NanReward-v0", entry_point=f"{__name__}:NanReward")

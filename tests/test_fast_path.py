@@ -1,0 +1,407 @@
+"""The compiled path against the eager one: same numbers, no graph breaks, no recompiles, no look at the device.
+
+Most tests compile with the backend "aot_eager": dynamo and autograd trace the same graphs, with the same guards and the
+spellings meant for the compiler, but their kernels are torch's own, which costs a tenth of the time. One tiny case goes
+through the compiler as it is. Letters: T steps, N envs, M minibatch.
+"""
+
+import copy
+import types
+
+import pytest
+import torch
+from torch._dynamo.testing import CompileCounterWithBackend
+from torch._dynamo.utils import counters
+from torch._subclasses.fake_tensor import (
+    DataDependentOutputException,
+    DynamicOutputShapeException,
+    FakeTensorMode,
+)
+from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ppo_fast import capture, train
+from ppo_fast.train import Args, Batch
+
+# torch warns of what torch.compile itself does: it instantiates an autograd.Function, and imports torch.jit.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit.script_method:DeprecationWarning"),
+]
+
+CPU = torch.device("cpu")
+KL = train.METRICS.index("losses/approx_kl")
+CLIPFRAC = train.METRICS.index("losses/clipfrac")
+STEPS = train.METRICS.index("steps")
+
+# Compiled and eager kernels order their sums differently and use another tanh (error up to 4e-7): what float32 rounding
+# makes of numbers of size 1. Adam divides a gradient by its own size, so a rounding difference in a gradient moves a
+# parameter by up to that relative size times the learning rate, not more: over some tens of updates deviations of 1e-6
+# were measured, and ten times that is allowed. A wrong term in the loss moves parameters by the learning rate, 2.5e-3.
+TOLERANCE = 1e-5
+
+
+def small(**flags):
+    sizes = {"num_envs": 8, "num_steps": 8, "num_minibatches": 4, "update_epochs": 4, "total_timesteps": 8 * 8 * 10}
+    return Args(**(sizes | {"learning_rate": 2.5e-3, "cuda": False} | flags))
+
+
+def built(args, fast=False):
+    """Learner and one iteration of a run with these flags."""
+    envs, agent, learner = train.setup(args, CPU)
+    return learner, train.make_iteration(args, envs, agent, learner, fast)
+
+
+def run(learner, iteration, count, args):
+    """Iterations with the learning rate annealed as in training: metrics (count, len(METRICS)) and theta after each."""
+    metrics, thetas = [], []
+    for i in range(count):
+        learner.learning_rate.fill_(args.learning_rate * (1 - i / args.num_iterations))
+        metrics.append(iteration().clone())
+        thetas.append(learner.theta.clone())
+    return torch.stack(metrics), torch.stack(thetas)
+
+
+@pytest.fixture
+def graphs(monkeypatch):
+    """Replaces the compiler's kernels by torch's; counts the graphs compiled, which must be whole functions."""
+    counter = CompileCounterWithBackend("aot_eager")
+
+    def compiled(function, one_thread=False):
+        own = types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
+        return torch.compile(own, fullgraph=True, dynamic=False, backend=counter)
+
+    monkeypatch.setattr(capture, "compiled", compiled)
+    torch.compiler.reset()
+    counters.clear()
+    yield counter
+    assert not counters["graph_break"]
+    torch.compiler.reset()
+
+
+def assert_same_run(args, fast, slow):
+    """Parameters and metrics after every iteration; the metrics of a rollout exactly, so the actions were the same."""
+    (metrics, theta), (wanted_metrics, wanted_theta) = fast, slow
+    assert (theta - wanted_theta).abs().max() <= TOLERANCE
+    assert (wanted_theta[-1] - wanted_theta[0]).abs().max() > 100 * TOLERANCE
+    torch.testing.assert_close(metrics, wanted_metrics, rtol=1e-4, atol=1e-4, equal_nan=True)
+    assert (metrics[:, STEPS] == args.batch_size).all()
+    if args.env_id == "CartPole-v1":
+        names = [train.METRICS.index(f"charts/episodic_{name}") for name in ("return", "length")]
+        assert torch.equal(metrics[:, names].nan_to_num(), wanted_metrics[:, names].nan_to_num())
+
+
+RUNS = {
+    "discrete": {},
+    "shared backbone": {"shared_backbone": True},
+    "plain value loss": {"clip_vloss": False, "norm_adv": False},
+    "early stop": {"target_kl": 0.003},
+    "continuous": {"env_id": "Pendulum-v1"},
+    "host": {"backend": "sync"},
+    # 13 x 10 rows in 4 minibatches: 33, 33, 32, 32; and 10 steps in chunks of 8 and 2.
+    "uneven": {"num_envs": 13, "num_steps": 10},
+}
+# The graphs of a run: a chunk of the rollout (or one policy step), the values, the update; and one more of each that
+# comes in a second shape.
+GRAPHS = {"uneven": 5}
+
+
+@pytest.mark.parametrize("name", RUNS)
+def test_compiled_is_eager_without_recompiling(graphs, name):
+    """Three iterations; after the first nothing compiles, though the learning rate changes."""
+    args = small(**RUNS[name])
+    args.total_timesteps = args.batch_size * 10
+    slow = run(*built(args), 4, args)
+    learner, iteration = built(args, fast=True)
+    assert graphs.frame_count == GRAPHS.get(name, 3)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        fast = run(learner, iteration, 4, args)
+    assert graphs.frame_count == GRAPHS.get(name, 3)
+    assert_same_run(args, fast, slow)
+
+
+def test_a_recompile_would_be_seen(graphs):
+    """The two counts above can fail: a number in place of the learning rate's tensor recompiles when it changes."""
+
+    def step(x, rate):
+        return x * rate
+
+    compiled = capture.compiled(step)
+    for rate in (0.5, 0.5, 0.25):
+        compiled(torch.ones(3), rate)
+    assert graphs.frame_count == 2
+    with torch.compiler.set_stance("fail_on_recompile"), pytest.raises(RuntimeError, match="recompile"):
+        compiled(torch.ones(4), 0.25)
+
+
+def test_two_runs_in_one_process_have_their_own_graphs(graphs):
+    """Another run's flags are constants in its graphs: they must neither be reused nor force the first to recompile."""
+    first, second = small(), small(clip_coef=0.05, ent_coef=0.5)
+    slow = [run(*built(args), 3, args) for args in (first, second)]
+    pairs = [built(args, fast=True) for args in (first, second)]
+    with torch.compiler.set_stance("fail_on_recompile"):
+        fast = [run(*pair, 3, args) for pair, args in zip(pairs, (first, second), strict=True)]
+    assert graphs.frame_count == 6
+    for args, a, b in zip((first, second), fast, slow, strict=True):
+        assert_same_run(args, a, b)
+    assert (fast[0][1] - fast[1][1]).abs().max() > 100 * TOLERANCE
+
+
+def test_trying_out_leaves_no_trace(graphs):
+    """Compiling runs an iteration; afterwards learner, environments and random numbers are as at the start."""
+    learner, iteration = built(small(), fast=True)
+    other, plain = built(small())
+    assert all(torch.equal(a, b) for a, b in zip(learner, other, strict=True))
+    assert iteration.state.keys() == plain.state.keys()
+    for name, tensor in plain.state.items():
+        assert name.startswith("rollout.") or torch.equal(iteration.state[name], tensor), name
+    for ours, theirs in zip(iteration.generators, plain.generators, strict=True):
+        assert torch.equal(ours.get_state(), theirs.get_state())
+
+
+def test_the_real_compiler():
+    """Two rollout steps, so that it takes seconds: parameters, metrics, no graph breaks, no recompiles."""
+    torch.compiler.reset()
+    counters.clear()
+    args = small(num_steps=2, num_minibatches=2, total_timesteps=16 * 10)
+    slow = run(*built(args), 5, args)
+    learner, iteration = built(args, fast=True)
+    compiled = counters["stats"]["unique_graphs"]
+    with torch.compiler.set_stance("fail_on_recompile"):
+        fast = run(learner, iteration, 5, args)
+    assert compiled == counters["stats"]["unique_graphs"] == 3
+    assert not counters["graph_break"]
+    assert_same_run(args, fast, slow)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["shared backbone", "early stop", "continuous", "uneven", "host"])
+def test_the_real_compiler_on_every_kind_of_run(name):
+    torch.compiler.reset()
+    args = small(**RUNS[name])
+    args.total_timesteps = args.batch_size * 10
+    slow = run(*built(args), 5, args)
+    learner, iteration = built(args, fast=True)
+    with torch.compiler.set_stance("fail_on_recompile"):
+        assert_same_run(args, run(learner, iteration, 5, args), slow)
+
+
+@pytest.mark.slow
+def test_the_real_compilers_mathematics():
+    """One minibatch of equal advantages, one of a single row: zeros after normalisation, in compiled code too."""
+    from ppo_fast import ppo
+
+    torch.compiler.reset()
+    fast = torch.compile(ppo.normalize_advantage, fullgraph=True, dynamic=False)
+    for size in (1, 33):
+        assert not fast(torch.full((size,), 1234.5678)).any()
+        assert not fast(torch.full((size,), 0.1), torch.ones(size).bool()).any()
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["discrete", "shared backbone", "early stop", "continuous", "host"])
+def test_captured_is_eager_on_a_gpu(name):
+    device = torch.device("cuda")
+    args, runs = small(**RUNS[name]), []
+    for fast in (True, False):
+        envs, agent, learner = train.setup(args, device)
+        runs.append(run(learner, train.make_iteration(args, envs, agent, learner, fast), 4, args))
+    assert_same_run(args, *((metrics.cpu(), theta.cpu()) for metrics, theta in runs))
+
+
+# The first minibatch: nothing has changed yet, so the new policy is the old one.
+
+FIRST = {
+    "discrete": {},
+    "discrete, shared": {"shared_backbone": True},
+    "continuous": {"env_id": "Pendulum-v1"},
+    "continuous, shared": {"env_id": "Pendulum-v1", "shared_backbone": True},
+}
+
+
+def rolled_out(args):
+    """Learner, agent and the batch of a first rollout, from the program's own pieces."""
+    envs, agent, learner = train.setup(args, CPU)
+    draw = torch.Generator().manual_seed(0)
+    obs = envs.reset(seed=0)[0]
+    noise = agent.head.draw_noise((args.num_steps, args.num_envs), draw), envs.draw_noise(args.num_steps)
+    with torch.no_grad():
+        _, last, rows = train.collect(agent, envs, envs.state, obs, noise)
+        rollout = train.Rollout(*rows, torch.ones(args.num_steps, args.num_envs).bool())
+        value = agent.value(torch.cat([rollout.obs, last[None]]))
+        advantage, returns, _ = train.advantages(agent, args, rollout, value, None)
+    columns = rollout.obs, rollout.action, rollout.log_prob, advantage, returns, value[:-1]
+    return learner, agent, Batch(*(x.flatten(0, 1) for x in columns), None)
+
+
+def statistics(args, agent, learner, batch):
+    shapes = {name: p.shape for name, p in agent.named_parameters()}
+    parameters = train.networks.unflatten(learner.theta, shapes)
+    log_prob, _, _ = functional_call(agent, parameters, (batch.obs, batch.action))
+    row = dict(zip(train.STATISTICS, train.loss(parameters, agent, args, batch)[1], strict=False))
+    return (log_prob - batch.log_prob).exp(), row
+
+
+@pytest.mark.parametrize("name", FIRST)
+def test_the_first_minibatch_has_ratio_1(name):
+    """Within 1e-6, in every row; KL 0 within 1e-7, and no row clipped. After an update all three have moved."""
+    args = small(num_envs=64, num_steps=16, **FIRST[name])
+    learner, agent, batch = rolled_out(args)
+    index = torch.randperm(args.batch_size, generator=torch.Generator().manual_seed(1))[:256]
+    minibatch = Batch(*(None if rows is None else rows[index] for rows in batch))
+    with torch.no_grad():
+        ratio, row = statistics(args, agent, learner, minibatch)
+        assert (ratio - 1).abs().max() <= 1e-6
+        assert all(abs(row[kl].item()) < 1e-7 for kl in ("approx_kl", "old_approx_kl"))
+        assert row["clipfrac"].item() == 0.0
+        # The advantages of a minibatch have mean 0 once normalised, and so has the loss at ratio 1.
+        assert row["policy_loss"].item() == pytest.approx(0.0, abs=1e-6)
+        for _ in range(20):
+            train.update(agent, args, learner, batch, index)
+        ratio, row = statistics(args, agent, learner, minibatch)
+    assert (ratio - 1).abs().max() > 1e-3 and row["approx_kl"].item() > 1e-6 and row["policy_loss"].item() < -1e-3
+
+
+@pytest.mark.parametrize("flags", [{}, {"env_id": "Pendulum-v1"}, {"shared_backbone": True}], ids=str)
+def test_the_first_update_of_a_compiled_iteration_has_kl_0(graphs, flags):
+    """With one epoch of one minibatch the metrics are those of the first minibatch. Rollout and update are different
+    graphs, with products of different sizes."""
+    args = small(update_epochs=1, num_minibatches=1, **flags)
+    _, iteration = built(args, fast=True)
+    metrics = iteration()
+    assert abs(metrics[KL].item()) < 1e-7 and metrics[CLIPFRAC].item() == 0.0
+
+
+# Host synchronisation.
+
+
+class Looks(TorchDispatchMode):
+    """Counts what makes the host wait for a device: a number read, or a shape that depends on the data."""
+
+    def __init__(self):
+        super().__init__()
+        self.numbers = self.shapes = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.numbers += func is torch.ops.aten._local_scalar_dense.default
+        self.shapes += func in (torch.ops.aten.nonzero.default, torch.ops.aten.masked_select.default)
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("target_kl", [None, 1e6, 1e-9])
+def test_looks_of_an_iteration_on_a_cpu(target_kl):
+    """One for the truncated rows, and with a KL limit one after every epoch: on a CPU neither waits for anything."""
+    args = small(target_kl=target_kl)
+    _, iteration = built(args)
+    with Looks() as looks:
+        iteration()
+    epochs = {None: 0, 1e6: args.update_epochs, 1e-9: 1}[target_kl]
+    assert (looks.numbers, looks.shapes) == (epochs, 1)
+
+
+@pytest.fixture
+def as_on_a_gpu(monkeypatch):
+    """Takes the branches that are written for a GPU, on CPU tensors."""
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True))
+
+
+def built_of_fakes(args):
+    """One iteration; as `setup` makes it, less the agent's move to its device, which fake parameters can't make."""
+    envs = train.environments.make(args.env_id, args.num_envs, CPU)
+    agent = train.Agent(envs, args)
+    learner = train.ppo.new_learner(train.networks.flatten_parameters(agent), args.learning_rate)
+    return train.make_iteration(args, envs, agent, learner, fast=False)
+
+
+@pytest.mark.parametrize("target_kl", [None, 0.02])
+@pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
+def test_an_iteration_on_a_gpu_never_looks_at_the_device(as_on_a_gpu, monkeypatch, env_id, target_kl):
+    """Fake tensors have shapes and no contents, so whatever would read one raises."""
+    monkeypatch.setattr(capture, "FastProducts", lambda function: function)  # it probes a product
+    with FakeTensorMode(allow_non_fake_inputs=False):
+        iteration = built_of_fakes(small(env_id=env_id, target_kl=target_kl))
+        assert iteration().shape == (len(train.METRICS),)
+        with pytest.raises(DataDependentOutputException):
+            iteration().tolist()
+
+
+def test_a_look_would_be_seen(monkeypatch):
+    """The branch for a CPU looks once, which the test above would refuse."""
+    monkeypatch.setattr(capture, "FastProducts", lambda function: function)
+    with FakeTensorMode(allow_non_fake_inputs=False), pytest.raises(DynamicOutputShapeException):
+        built_of_fakes(small())()
+
+
+def test_the_gpus_branches_compute_the_same(monkeypatch):
+    """Values of all final observations instead of the truncated ones only: the same up to rounding."""
+    args = small(env_id="Pendulum-v1", num_steps=205)  # truncated at 200
+    cpu = rolled_out(args)[2]
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True))
+    gpu = rolled_out(args)[2]
+    for name in ("advantage", "returns", "value"):
+        torch.testing.assert_close(getattr(gpu, name), getattr(cpu, name), rtol=1e-6, atol=1e-4)
+
+
+# The epochs of an iteration.
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_early_stop(monkeypatch, gpu):
+    """With a limit that the first epoch exceeds, its four updates are the only ones: learner and statistics are those
+    of one epoch without a limit. On a CPU the epochs end; on a GPU the other updates change nothing."""
+    args = small(num_envs=64, num_steps=16, learning_rate=0.01)
+    learner, agent, batch = rolled_out(args)
+    if gpu:
+        monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True))
+
+    def learned(**flags):
+        changed = copy.deepcopy(args)
+        for name, value in flags.items():
+            setattr(changed, name, value)
+        own = type(learner)(*(x.clone() for x in learner))
+        calls = []
+
+        def update(batch, index):
+            calls.append(len(index))
+            return train.update(agent, changed, own, batch, index)
+
+        with torch.no_grad():
+            means = train.learn(changed, update, batch, own.active, torch.Generator().manual_seed(0))
+        return own, means, calls
+
+    limited, means, calls = learned(target_kl=1e-6)
+    single, single_means, _ = learned(update_epochs=1)
+    free, _, all_calls = learned()
+    assert len(calls) == (16 if gpu else 4) and len(all_calls) == 16
+    assert limited.step.item() == 4 and free.step.item() == 16
+    for a, b in zip(limited[:4], single[:4], strict=True):
+        assert torch.equal(a, b)
+    torch.testing.assert_close(means, single_means)
+    generous, _, _ = learned(target_kl=1e6)
+    assert torch.equal(generous.theta, free.theta)
+
+
+@pytest.mark.parametrize(("batch", "count"), [(130, 4), (64, 4), (7, 7), (5, 1)])
+def test_every_row_is_learned_from_once_an_epoch(batch, count):
+    args = small(num_envs=batch, num_steps=1, num_minibatches=count, update_epochs=3)
+    seen = []
+
+    def update(_, index):
+        seen.append(index)
+        return torch.zeros(len(train.STATISTICS))
+
+    empty: Batch = Batch(*[torch.zeros(batch)] * 6, None)
+    train.learn(args, update, empty, torch.ones(()).bool(), torch.Generator().manual_seed(0))
+    epochs = torch.cat(seen).view(3, batch)
+    assert len(seen) == 3 * count
+    assert all(torch.equal(epoch.sort().values, torch.arange(batch)) for epoch in epochs)
+    if batch > 5:
+        assert not torch.equal(epochs[0], epochs[1])
+
+
+def test_equal_seeds_give_equal_runs():
+    """Bit for bit; another seed gives another run. The learning rate is annealed in both."""
+    args, other = small(), small(seed=2)
+    first, same, different = (run(*built(a), 3, a)[1] for a in (args, args, other))
+    assert torch.equal(first, same)
+    assert not torch.equal(first[-1], different[-1])

@@ -1,0 +1,445 @@
+"""The training program from end to end: on the command line, and as a function."""
+
+import json
+import math
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from odd_envs import LENGTH
+from torch import Tensor
+
+from ppo_fast import checkpoint, envs as environments, train as program
+from ppo_fast.play import play
+from ppo_fast.tracking import read_metrics
+from ppo_fast.train import Agent, Args, train
+
+TESTS = Path(__file__).parent
+LOSSES = ("value_loss", "policy_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "explained_variance")
+EPISODES = {"charts/episodic_return", "charts/episodic_length"}  # in a row only where an episode ended
+COLUMNS = {"global_step", "charts/SPS", "charts/learning_rate", *(f"losses/{name}" for name in LOSSES)}
+HEALTH = {f"health/{name}" for name in ("clip_fraction", "approx_kl", "explained_variance", "entropy", "not_finite")}
+CLOCK = ("charts/SPS", "time/")  # columns that no two runs share
+CPU = torch.device("cpu")
+
+# Enough for a few updates in well under a second.
+TINY = Args(
+    num_envs=4, num_steps=16, total_timesteps=256, cuda=False, compile="off", eval_episodes=3, quiet=True, seed=7
+)
+
+# Every flag of CleanRL's ppo.py, each with a value that is not our default.
+CLEANRL = {
+    "exp_name": "ppo",
+    "seed": 3,
+    "torch_deterministic": False,
+    "cuda": False,
+    "track": False,
+    "wandb_project_name": "cleanRL",
+    "wandb_entity": "someone",
+    "capture_video": False,
+    "env_id": "CartPole-v1",
+    "total_timesteps": 512,
+    "learning_rate": 2.5e-4,
+    "num_envs": 2,
+    "num_steps": 128,
+    "anneal_lr": False,
+    "gamma": 0.98,
+    "gae_lambda": 0.9,
+    "num_minibatches": 8,
+    "update_epochs": 2,
+    "norm_adv": False,
+    "clip_coef": 0.1,
+    "clip_vloss": False,
+    "ent_coef": 0.02,
+    "vf_coef": 0.25,
+    "max_grad_norm": 1.0,
+    "target_kl": 0.05,
+}
+
+
+def command(*argv: str) -> list[str]:
+    return [sys.executable, "-m", "ppo_fast.train", *argv]
+
+
+def environment() -> dict[str, str]:
+    """Variables of a process that finds the package and the tests' environments."""
+    return {**os.environ, "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}
+
+
+def run_program(cwd: Path, line: str, status: int = 0) -> subprocess.CompletedProcess[str]:
+    """The training program in a process of its own."""
+    done = subprocess.run(
+        command(*line.split()), cwd=cwd, env=environment(), capture_output=True, text=True, timeout=120, check=False
+    )
+    assert done.returncode == status, done.stderr
+    return done
+
+
+def only_run(root: Path) -> Path:
+    """The one run folder below `root`."""
+    [folder] = (root / "runs").iterdir()
+    return folder
+
+
+def run_here(root: Path, args: Args = TINY, **changes: Any) -> tuple[list[dict[str, Any]], dict[str, Tensor], dict]:
+    """Rows of metrics, weights and result of a run in this process."""
+    result = train(replace(args, run_root=str(root / "runs"), **changes))
+    folder = max((root / "runs").iterdir(), key=lambda path: path.stat().st_mtime_ns)
+    return read_metrics(folder), checkpoint.load_policy(folder)[0], result
+
+
+def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [{name: x for name, x in row.items() if not name.startswith(CLOCK)} for row in rows]
+
+
+def assert_complete(folder: Path, line: str) -> None:
+    """The run folder holds all that DESIGN promises, and its parts agree with each other."""
+    config = json.loads((folder / "config.json").read_text())
+    assert {field.name for field in fields(Args)} <= set(config)
+    assert {"batch_size", "num_iterations", "versions", "device", "backend_used"} <= set(config)
+    assert config["batch_size"] == config["num_envs"] * config["num_steps"]
+    assert {"python", "torch", "gymnasium", "numpy"} <= set(config["versions"])
+    assert folder.name.startswith(f"{config['env_id'].replace(':', '-')}__{config['exp_name']}__{config['seed']}__")
+
+    rows = read_metrics(folder)
+    assert len(rows) == config["num_iterations"] >= 1, line
+    for row in rows:
+        assert set(row) >= COLUMNS | HEALTH
+        assert all(row[name] is not None for name in COLUMNS - {"losses/explained_variance"})
+        assert (set(row) >= EPISODES) == bool(EPISODES & set(row))
+    steps = [row["global_step"] for row in rows]
+    assert steps == sorted(set(steps))
+
+    result = json.loads((folder / "result.json").read_text())
+    assert result["global_step"] == steps[-1] <= config["total_timesteps"]
+    assert result["sps"] > 0
+    assert {"startup", "compile", "train", "eval"} <= set(result["seconds"])
+    assert all(seconds >= 0 for seconds in result["seconds"].values())
+    assert result["eval/episodes"] == result["eval/sampled_episodes"] == config["eval_episodes"]
+    for name in ("mean_return", "std_return"):
+        assert math.isfinite(result[f"eval/{name}"]) and math.isfinite(result[f"eval/sampled_{name}"])
+
+    assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
+    weights, meta = checkpoint.load_policy(folder)
+    agent = Agent(environments.make(config["env_id"], 1), Args(**{f.name: config[f.name] for f in fields(Args)}))
+    agent.load_state_dict(weights)
+    assert sum(x.numel() for x in weights.values()) == config["parameters"]
+    assert meta
+
+
+COMMAND_LINES = [
+    "--num-envs 1 --num-steps 64 --total-timesteps 256",
+    "--num-envs 4 --num-steps 32 --total-timesteps 512 --shared-backbone --hidden-sizes 32",
+    "--num-envs 4 --num-steps 32 --total-timesteps 384 --env-id MountainCarContinuous-v0 --eval-episodes 2",
+    "--num-envs 3 --num-steps 20 --total-timesteps 240 --env-id odd_envs:NextStep-v0",
+    "--num-envs 4 --num-steps 32 --total-timesteps 384 --backend sync --num-minibatches 3",
+    "--num-envs 4 --num-steps 32 --total-timesteps 384 --backend entry_point --target-kl 0.01",
+    "--num-envs 2 --num-steps 32 --total-timesteps 128 --backend async",
+    "--num-envs 13 --num-steps 10 --total-timesteps 400 --num-minibatches 4",
+    "--num-envs 4 --num-steps 16 --total-timesteps 256 --env-id odd_envs:TwoDials-v0 --no-anneal-lr",
+    "--num-envs 4 --num-steps 32 --total-timesteps 256 --env-id Acrobot-v1 --eval-episodes 2 --quiet",
+    "--num-envs 4 --num-steps 32 --total-timesteps 256 --env-id Taxi-v4 --eval-episodes 2 --no-norm-adv",
+    "--num-envs 1 --num-steps 1 --num-minibatches 1 --total-timesteps 8 --eval-episodes 2",
+    " ".join(f"--{name.replace('_', '-')} {value}" for name, value in CLEANRL.items()),
+]
+
+
+@pytest.mark.parametrize("line", COMMAND_LINES, ids=lambda line: line[:70])
+def test_a_command_line_runs_to_the_end(line: str, tmp_path: Path) -> None:
+    if "--eval-episodes" not in line:
+        line += " --eval-episodes 5"
+    done = run_program(tmp_path, line)
+    assert done.stderr == ""
+    folder = only_run(tmp_path)
+    assert str(folder.relative_to(tmp_path)) in done.stdout
+    assert_complete(folder, line)
+    if "--quiet" in line:
+        assert done.stdout.count("\n") == 1
+    else:
+        assert "evaluation" in done.stdout and "steps/s" in done.stdout
+
+
+def test_lunar_lander_runs_to_the_end(tmp_path: Path) -> None:
+    pytest.importorskip("Box2D")
+    run_program(tmp_path, "--env-id LunarLander-v3 --num-envs 2 --num-steps 16 --total-timesteps 64 --eval-episodes 2")
+    assert_complete(only_run(tmp_path), "LunarLander-v3")
+
+
+def test_every_cleanrl_flag_reaches_the_run(tmp_path: Path) -> None:
+    ours = {field.name: field.default for field in fields(Args)}
+    alike = {"cuda", "track", "capture_video", "env_id"}  # their other value would change more than a number
+    for name, value in CLEANRL.items():
+        assert name in alike or value != ours[name] or name == "cuda"
+    line = " ".join(f"--{name}={value}" for name, value in CLEANRL.items())
+    run_program(tmp_path, f"{line} --eval_episodes=2 --quiet")
+    config = json.loads((only_run(tmp_path) / "config.json").read_text())
+    assert {name: config[name] for name in CLEANRL} == CLEANRL
+
+
+def test_tracking_offline_leaves_the_wandb_run_in_the_run_folder(tmp_path: Path) -> None:
+    sizes = "--num-envs 4 --num-steps 16 --total-timesteps 128 --eval-episodes 2"
+    run_program(tmp_path, f"--track --wandb-mode offline {sizes}")
+    folder = only_run(tmp_path)
+    assert_complete(folder, "--track")
+    assert len(list((folder / "wandb").glob("offline-run-*/run-*.wandb"))) == 1
+
+
+# Ends that are no ends
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGINT", 130)])
+def test_a_signal_stops_a_run_cleanly(name: str, status: int, tmp_path: Path) -> None:
+    line = "--num-envs 8 --num-steps 16 --total-timesteps 100000000 --compile off --eval-episodes 5"
+    started = subprocess.Popen(
+        command(*line.split()),
+        cwd=tmp_path,
+        env=environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        wait_until(lambda: any(path.stat().st_size for path in tmp_path.glob("runs/*/metrics.jsonl")))
+        began = time.monotonic()
+        started.send_signal(signal.Signals[name])
+        out, err = started.communicate(timeout=60)
+    finally:
+        started.kill()
+    assert (started.returncode, err) == (status, "")
+    assert time.monotonic() - began < 15
+    folder = only_run(tmp_path)
+    result, rows = json.loads((folder / "result.json").read_text()), read_metrics(folder)
+    assert result["stopped"] == name and result["global_step"] == rows[-1]["global_step"] > 0
+    assert not any(key.startswith("eval/") for key in result)
+    assert (folder / "curves.png").exists() and checkpoint.load_policy(folder)[0]
+    assert str(folder.relative_to(tmp_path)) in out
+
+
+def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, "it never came"
+        time.sleep(0.02)
+
+
+def test_a_nan_reward_ends_training_with_one_line_and_status_3(tmp_path: Path) -> None:
+    line = "--env-id odd_envs:NanReward-v0 --num-envs 2 --num-steps 8 --total-timesteps 800"
+    done = run_program(tmp_path, line, status=3)
+    assert done.stderr.startswith("error: losses/") and done.stderr.count("\n") == 1
+    assert " is nan" in done.stderr and "rewards" in done.stderr
+    folder = only_run(tmp_path)
+    rows = read_metrics(folder)
+    # Steps 1 to 8 and 9 to 16 of both environments are well; step 20 falls into the third iteration.
+    assert [row["health/not_finite"] for row in rows] == [0, 0, 1]
+    assert rows[-1]["losses/value_loss"] is None
+    assert not (folder / "result.json").exists() and not (folder / "policy.safetensors").exists()
+
+
+def test_a_nan_reward_is_a_floating_point_error_in_python(tmp_path: Path) -> None:
+    with pytest.raises(FloatingPointError, match=r"^losses/\w+ is nan"):
+        run_here(tmp_path, env_id="odd_envs:NanReward-v0")
+
+
+# Runs that are compared
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"env_id": "Pendulum-v1", "num_minibatches": 3},
+        {"backend": "sync", "shared_backbone": True},
+        {"backend": "entry_point"},
+        {"env_id": "odd_envs:NextStep-v0"},
+        {"env_id": "odd_envs:TwoDials-v0"},
+    ],
+    ids=str,
+)
+def test_equal_seeds_give_equal_runs_and_others_do_not(changes: dict[str, Any], tmp_path: Path) -> None:
+    first, again, other = (run_here(tmp_path, **changes, seed=seed) for seed in (1, 1, 2))
+    assert timeless(first[0]) == timeless(again[0])
+    assert all(torch.equal(first[1][name], again[1][name]) for name in first[1])
+    evaluations = [{k: v for k, v in run[2].items() if k.startswith("eval/")} for run in (first, again)]
+    assert evaluations[0] == evaluations[1]
+    assert timeless(first[0]) != timeless(other[0])
+    assert not any(torch.equal(first[1][name], other[1][name]) for name in first[1] if name.endswith("weight"))
+
+
+def test_rows_count_every_environment_step(tmp_path: Path) -> None:
+    rows, _, result = run_here(tmp_path, total_timesteps=300)
+    assert [row["global_step"] for row in rows] == [64, 128, 192, 256] and result["global_step"] == 256
+
+
+def spy_on_updates(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], Any] = lambda batch: batch) -> list[Any]:
+    """What every update is called with, (learning rate, batch, index); `change` may alter the batch first."""
+    calls: list[Any] = []
+    real = program.update
+
+    def update(agent: Agent, args: Args, learner: Any, batch: Any, index: Tensor) -> Tensor:
+        calls.append((float(learner.learning_rate), batch, index))
+        return real(agent, args, learner, change(batch), index)
+
+    monkeypatch.setattr(program, "update", update)
+    return calls
+
+
+@pytest.mark.parametrize("anneal", [True, False])
+def test_the_learning_rate_falls_linearly(anneal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = spy_on_updates(monkeypatch)
+    rows, _, _ = run_here(tmp_path, anneal_lr=anneal, learning_rate=0.01, update_epochs=1, num_minibatches=1)
+    expected = [0.01, 0.0075, 0.005, 0.0025] if anneal else [0.01] * 4
+    assert [row["charts/learning_rate"] for row in rows] == pytest.approx(expected, rel=1e-12)
+    assert [rate for rate, _, _ in calls] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_learning_rate_of_0_leaves_the_first_weights(tmp_path: Path) -> None:
+    _, weights, _ = run_here(tmp_path, learning_rate=0.0)
+    first = Agent(environments.make("CartPole-v1", 4), TINY, torch.Generator().manual_seed(TINY.seed))
+    assert weights.keys() == first.state_dict().keys()
+    assert all(torch.equal(weights[name], x) for name, x in first.state_dict().items())
+
+
+@pytest.mark.parametrize("minibatches", [1, 3, 4, 7, 64])
+def test_an_epoch_takes_every_row_once(minibatches: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls = spy_on_updates(monkeypatch)
+    run_here(tmp_path, num_minibatches=minibatches, total_timesteps=64, update_epochs=3)
+    indices = [index for _, _, index in calls]
+    assert len(indices) == 3 * minibatches
+    epochs = [torch.cat(indices[i : i + minibatches]) for i in range(0, len(indices), minibatches)]
+    assert all(torch.equal(epoch.sort().values, torch.arange(64)) for epoch in epochs)
+    assert not torch.equal(epochs[0], epochs[1])
+    sizes = [len(index) for index in indices]
+    assert max(sizes) - min(sizes) <= 1
+
+
+@pytest.mark.parametrize(("target_kl", "epochs"), [(None, 4), (1e9, 4), (1e-12, 1)])
+def test_target_kl_ends_the_epochs_of_an_iteration(
+    target_kl: float | None, epochs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = spy_on_updates(monkeypatch)
+    rows, _, _ = run_here(tmp_path, target_kl=target_kl, num_minibatches=2)
+    assert len(calls) == len(rows) * epochs * 2
+
+
+def test_the_first_update_of_an_iteration_sees_the_policy_that_acted(tmp_path: Path) -> None:
+    # One minibatch, one epoch: the only update is the first one, where the ratio is 1.
+    rows, _, _ = run_here(tmp_path, num_minibatches=1, update_epochs=1)
+    assert all(abs(row["losses/approx_kl"]) < 1e-6 and row["losses/clipfrac"] == 0 for row in rows)
+    assert all(abs(row["losses/old_approx_kl"]) < 1e-6 for row in rows)
+
+
+# NEXT_STEP environments: the junk row after each episode's end
+
+JUNK = replace(TINY, env_id="odd_envs:NextStep-v0", num_envs=3, num_steps=20, total_timesteps=240)
+
+
+def test_junk_rows_are_not_counted(tmp_path: Path) -> None:
+    rows, _, result = run_here(tmp_path, JUNK)
+    steps = [20 * (i + 1) for i in range(4)]  # of each environment, the junk rows among them
+    expected = [3 * (count - count // (LENGTH + 1)) for count in steps]
+    assert [row["global_step"] for row in rows] == expected
+    assert [row["charts/episodic_length"] for row in rows] == [LENGTH] * 4
+    assert all(row["charts/episodic_return"] <= LENGTH for row in rows)
+    assert result["eval/mean_length"] == LENGTH and result["eval/max_return"] <= LENGTH
+
+
+def test_junk_rows_enter_no_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def poison(batch: Any) -> Any:
+        """The batch with nonsense in its junk rows."""
+        wild = {
+            name: torch.where(batch.valid, x, 50.0 * torch.ones_like(x))
+            for name, x in batch._asdict().items()
+            if name in ("log_prob", "advantage", "returns", "value")
+        }
+        wild["obs"] = torch.where(batch.valid[:, None], batch.obs, -30.0)
+        wild["action"] = torch.where(batch.valid, batch.action, 1 - batch.action)
+        return batch._replace(**wild)
+
+    clean = run_here(tmp_path, JUNK)
+    calls = spy_on_updates(monkeypatch, poison)
+    poisoned = run_here(tmp_path, JUNK)
+    junk = sum(int((~batch.valid).sum()) for _, batch, _ in calls) / len(calls)
+    assert junk > 3, "no junk row came by"
+    assert timeless(poisoned[0]) == timeless(clean[0])
+    assert all(torch.equal(clean[1][name], x) for name, x in poisoned[1].items())
+
+
+def test_the_policy_of_a_next_step_environment_is_learned(tmp_path: Path) -> None:
+    changes = {"num_envs": 8, "num_steps": 24, "total_timesteps": 8000, "num_minibatches": 4}
+    _, _, result = run_here(tmp_path, JUNK, **changes)
+    assert result["eval/mean_return"] == LENGTH
+
+
+def test_both_dials_are_learned(tmp_path: Path) -> None:
+    changes = {"env_id": "odd_envs:TwoDials-v0", "num_envs": 16, "num_steps": 32, "total_timesteps": 40_000}
+    _, _, result = run_here(tmp_path, **changes, eval_episodes=50)
+    # Chance gives 8 · (1/2 · 1/3 + 1/2 · 1/4) = 2.3, one dial alone at most 4 + 4/3 = 5.3, both 8.
+    assert result["eval/mean_return"] > 5.5
+
+
+# Learning
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_cartpole_is_learned_in_seconds(seed: int, tmp_path: Path) -> None:
+    args = Args(seed=seed, total_timesteps=100_000, cuda=False, compile="off", quiet=True)
+    rows, _, result = run_here(tmp_path, args)
+    # A random policy gets 22.
+    assert rows[0]["charts/episodic_return"] < 50
+    assert result["eval/mean_return"] > 200 and result["eval/sampled_mean_return"] > 150
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seed", range(1, 11))
+def test_the_default_run_solves_cartpole(seed: int, tmp_path: Path) -> None:
+    run_program(tmp_path, f"--num-envs 64 --seed {seed} --quiet")
+    result = json.loads((only_run(tmp_path) / "result.json").read_text())
+    assert result["eval/episodes"] == 100 and result["eval/mean_return"] >= 475
+
+
+# The same policy everywhere
+
+
+def falling_side(obs: Tensor) -> Tensor:
+    """Push to where the pole is falling: 200 steps with a deviation of 40, so that differences show."""
+    return (obs[:, 3] > 0).long()
+
+
+def returns_of(backend: str, act: Callable[[Tensor], Tensor], seeds: range, num_envs: int) -> Tensor:
+    envs = environments.make("CartPole-v1", num_envs, CPU, backend)
+    assert envs.backend == backend
+    episodes = [play(envs, act, seed) for seed in seeds]
+    envs.close()
+    return torch.cat([played.returns for played in episodes])
+
+
+def test_a_policy_does_equally_well_on_every_backend() -> None:
+    reference = returns_of("tensor", falling_side, range(1), 2000)
+    assert 190 < reference.mean() < 210 and reference.std() > 30
+    for backend in ("entry_point", "sync", "async"):
+        returns = returns_of(backend, falling_side, range(4), 16)
+        error = float(reference.std()) / math.sqrt(len(returns))
+        assert abs(float(returns.mean() - reference.mean())) < 4 * error, backend
+
+
+def test_a_trained_policy_does_equally_well_on_every_backend(tmp_path: Path) -> None:
+    _, weights, _ = run_here(tmp_path, num_envs=32, num_steps=32, total_timesteps=100_000)
+    agent = Agent(environments.make("CartPole-v1", 1), TINY)
+    agent.load_state_dict(weights)
+
+    def act(obs: Tensor) -> Tensor:
+        return agent.act(obs, None)[0]
+
+    reference = returns_of("tensor", act, range(1), 500)
+    for backend in ("entry_point", "sync"):
+        returns = returns_of(backend, act, range(1), 50)
+        error = float(reference.std()) / math.sqrt(len(returns))
+        assert abs(float(returns.mean() - reference.mean())) <= 4 * error + 1, backend
