@@ -29,6 +29,9 @@ COMPILE_SAVES = 0.6
 SECONDS_PER_STEP, SECONDS_PER_MINIBATCH, SECONDS_PER_GFLOP = 2.5e-4, 7e-4, 1.5e-2
 
 
+# Relative error of one rounding, by `--precision`.
+ROUNDING = {"fp32": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-9}
+
 # Environments below which a rollout step is too small to share between threads, and its products too small for oneDNN.
 FEW_ENVS = 512
 
@@ -89,8 +92,8 @@ def decide(flags: Any, device: torch.device, parameters: int) -> tuple[bool, str
         return False, "eager (--compile off)"
     if device.type == "cpu" and not compiler_on_path():
         return False, "eager (warning: torch.compile needs a C++ compiler such as g++, and none is on the PATH)"
-    if flags.compile == "on" or flags.verify:
-        return True, "compiled (--compile on)" if flags.compile == "on" else "compiled (--verify)"
+    if flags.compile == "on":
+        return True, "compiled (--compile on)"
     seconds = eager_seconds(flags, parameters)
     if seconds * COMPILE_SAVES > COMPILE_SECONDS:
         return True, "compiled (a run this long saves more time than compiling takes)"

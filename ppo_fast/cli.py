@@ -8,6 +8,7 @@ bounds and choices, for calls from Python too. Hyphens and underscores are the s
 | 0           | the program ended                                                         |
 | 2           | a flag is wrong: one line, nothing written                                |
 | 3           | training broke down (NaN or infinity): one line                           |
+| 4           | `--verify` found the fast path to differ from the eager one               |
 | 128 + n     | signal n stopped it: 130 Ctrl-C, 143 SIGTERM, 138 SIGUSR1 (Linux)         |
 | 1           | a fault of ours, with its traceback                                       |
 """
@@ -28,8 +29,10 @@ from typing import Annotated, Any, Literal, NamedTuple, NoReturn, TypeVar, Union
 T = TypeVar("T")
 
 # The words of strtobool, which older scripts of the field read.
-BOOLEANS = {word: True for word in ("true", "1", "yes", "y", "t", "on")}
-BOOLEANS |= {word: False for word in ("false", "0", "no", "n", "f", "off")}
+BOOLEANS = {
+    **{word: True for word in ("true", "1", "yes", "y", "t", "on")},
+    **{word: False for word in ("false", "0", "no", "n", "f", "off")},
+}
 
 
 class Range(NamedTuple):
@@ -283,6 +286,6 @@ class RunFlags:
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     """of the networks' products: tf32 (GPU) rounds their inputs to 10 bits of mantissa, bf16 to 7; the rest is fp32"""
     verify: Annotated[int, Range(0)] = 0
-    """first run this many iterations compiled and eagerly, side by side; exit with status 4 if they differ"""
+    """instead of training, run this many iterations compiled and eagerly in fp32; exit status 4 if they differ"""
     profile: bool = False
     """profile a few iterations before training: a table, and a trace in the run folder"""

@@ -104,7 +104,10 @@ def record(envs: Any, agent: Any, seed: int, path: Path, max_steps: int = 10_000
 
 
 def _frame(envs: Any) -> np.ndarray:
-    frames = envs.render()
-    if frames is None or len(frames) == 0:
+    try:
+        frames = envs.render()
+    except NotImplementedError:  # gymnasium.Env's own render()
+        frames = None
+    if frames is None or len(frames) == 0 or frames[0] is None:
         raise ValueError(f"--capture-video: {envs.spec_id} renders nothing")
     return np.asarray(frames[0])

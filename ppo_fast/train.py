@@ -10,7 +10,7 @@ M minibatch, S observation shape, A action dimensions, P parameters.
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Annotated, Any, NamedTuple
 
@@ -19,7 +19,7 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ppo_fast import capture, checkpoint, cli, envs as environments, networks, play, ppo
+from ppo_fast import capture, checkpoint, cli, envs as environments, networks, play, ppo, verify
 from ppo_fast.cli import Range
 from ppo_fast.console import Console
 from ppo_fast.episodes import episode_stats
@@ -273,6 +273,7 @@ def make_iteration(args: Args, envs: Any, agent: Agent, learner: ppo.Learner, fa
     valid = rollout.valid if envs.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP else None
     zeros = torch.zeros(args.num_envs, dtype=torch.float64, device=device)
     carry = (zeros, zeros.long())  # return and length so far of the running episodes
+    estimate = torch.zeros_like(rollout.reward)  # kept for --verify
 
     def collect_phase() -> None:
         noise = agent.head.draw_noise((args.num_steps, args.num_envs), draw)
@@ -288,6 +289,7 @@ def make_iteration(args: Args, envs: Any, agent: Agent, learner: ppo.Learner, fa
     def learn_phase() -> Tensor:
         value = fused_value(agent, torch.cat([rollout.obs, obs[None]]))
         advantage, returns, explained = advantages(agent, args, rollout, value, valid)
+        estimate.copy_(advantage)
         columns = (rollout.obs, rollout.action, rollout.log_prob, advantage, returns, value[:-1], valid)
         batch = Batch._make(x if x is None else x.flatten(0, 1) for x in columns)
         statistics = learn(args, partial(fused_update, agent, args, learner), batch, learner.active, draw)
@@ -297,7 +299,7 @@ def make_iteration(args: Args, envs: Any, agent: Agent, learner: ppo.Learner, fa
         return torch.cat([statistics, *(x[None] for x in (explained, *means, rollout.valid.sum()))])
 
     state = learner._asdict() | {f"rollout.{name}": x for name, x in rollout._asdict().items()} | {"obs": obs}
-    state |= {"carry_return": carry[0], "carry_length": carry[1]}
+    state |= {"carry_return": carry[0], "carry_length": carry[1], "advantage": estimate}
     state |= {f"env{i}": x for i, x in enumerate(envs.state)} if on_device else {}
     generators = [draw, envs.generator] if on_device else [draw]
     one_thread = not fast and args.batch_size <= capture.FEW_ROWS * args.num_minibatches
@@ -321,6 +323,8 @@ def train(args: Args, watch: capture.Stopwatch | None = None) -> dict[str, Any]:
     watch = watch or capture.Stopwatch()
     args.check()
     device = capture.prepare(args)
+    if args.verify:
+        return compare_paths(args, device)
     envs, agent, learner = setup(args, device)
     parameters, total = sum(p.numel() for p in agent.parameters()), args.num_iterations * args.batch_size
     fast, wording = capture.decide(args, device, parameters)
@@ -351,6 +355,15 @@ def train(args: Args, watch: capture.Stopwatch | None = None) -> dict[str, Any]:
         report.finish(result)
     envs.close()
     return result
+
+
+def compare_paths(args: Args, device: torch.device) -> dict[str, Any]:
+    """`--verify`: the fast path beside the eager fp32 one, from equal state and noise; exit status 4 if they part."""
+    fast = make_iteration(args, *setup(args, device), fast=True)
+    exact = replace(args, precision="fp32")
+    eager = make_iteration(exact, *setup(exact, device), fast=False)
+    holds = verify.compare(fast, eager, args.verify, print, METRICS, capture.ROUNDING[args.precision])
+    return {"verified": holds, "exit_status": 0 if holds else 4}
 
 
 def loop(args: Args, iteration: capture.Phases, learner: Any, report: Report, stop: StopSignal) -> dict[str, Any]:

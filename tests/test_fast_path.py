@@ -42,7 +42,7 @@ TOLERANCE = 1e-5
 
 
 def small(**flags):
-    sizes = {"num_envs": 8, "num_steps": 8, "num_minibatches": 4, "update_epochs": 4, "total_timesteps": 8 * 8 * 10}
+    sizes = {"num_envs": 8, "num_steps": 4, "num_minibatches": 4, "update_epochs": 4, "total_timesteps": 8 * 4 * 10}
     return Args(**(sizes | {"learning_rate": 2.5e-3, "cuda": False} | flags))
 
 

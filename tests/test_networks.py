@@ -123,6 +123,33 @@ def test_linear_against_float64(spelling, inputs, outputs, leading):
         torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.parametrize("size", [4, 64])
+def test_linear_with_inputs_rounded_to_bf16(spelling, size):
+    """bf16 keeps 8 bits: the error of a sum of `size` products of numbers around 1 is some 2**-8 of its size. The
+    result, the gradients and the bias stay float32. Thin products are not rounded in the compiler's spelling."""
+    x, weight = (torch.randn(n, size, generator=generator(n)).requires_grad_() for n in (50, 64))
+    bias = torch.full((64,), 1 + 2**-20, requires_grad=True)
+    result = networks.linear(x, weight, bias, torch.bfloat16)
+    gradients = torch.autograd.grad(result.sum(), (x, weight, bias))
+    exact = [tensor.detach().double().requires_grad_() for tensor in (x, weight, bias)]
+    wanted = F.linear(*exact)
+    assert all(tensor.dtype == torch.float32 for tensor in (result, *gradients))
+    assert (result.double() - wanted).abs().max() < 2**-5 * math.sqrt(size)
+    assert torch.equal(result, networks.linear(x, weight, bias)) == (spelling == "fused" and size == 4)
+    for ours, theirs in zip(gradients, torch.autograd.grad(wanted.sum(), exact), strict=True):
+        assert (ours.double() - theirs).abs().max() < 2**-6 * math.sqrt(64)
+    zero = networks.linear(torch.zeros(1, size), weight, bias, torch.bfloat16)
+    assert torch.equal(zero[0], bias)
+
+
+def test_a_network_hands_its_dtype_to_every_layer(monkeypatch):
+    seen = []
+    monkeypatch.setattr(networks, "linear", lambda x, w, b, dtype=None: seen.append(dtype) or F.linear(x, w, b))
+    networks.MLP([3, 8, 8, 2], 1.0, dtype=torch.bfloat16)(torch.ones(1, 3))
+    networks.MLP([3, 8, 2], 1.0)(torch.ones(1, 3))
+    assert seen == [torch.bfloat16] * 3 + [None] * 2
+
+
 def test_thin_products_are_written_as_sums_only_when_compiling(spelling, monkeypatch):
     """So that the tests above do compare two spellings."""
     calls = []

@@ -9,7 +9,8 @@ from test_envs_host import Scripted
 
 from ppo_fast.envs import make
 from ppo_fast.envs.host import HostVectorEnv
-from ppo_fast.play import Episodes, play
+from ppo_fast.networks import CategoricalHead
+from ppo_fast.play import EVAL_SEED, Episodes, evaluate, play, record
 
 
 def rule(obs):
@@ -117,3 +118,47 @@ def test_figures():
     }
     assert all(type(x) in (int, float) for x in figures.values())
     assert Episodes(torch.tensor([7.0]).double(), torch.tensor([7])).figures("")["std_return"] == 0.0
+
+
+class Upright:
+    """An agent that plays `rule` greedily and at random when it samples."""
+
+    head = CategoricalHead(2)
+
+    def act(self, obs, noise):
+        action = rule(obs) if noise is None else self.head.sample(torch.zeros(len(obs), 2), noise)
+        return action, torch.zeros(len(obs))
+
+
+def test_evaluation_is_of_greedy_and_of_sampled_episodes():
+    """On the same environments, from seeds that training does not use; closed afterwards, and equal for equal seeds."""
+    env = make("CartPole-v1", 30)
+    figures = evaluate(env, Upright(), seed=3)
+    greedy = play(make("CartPole-v1", 30), rule, seed=3 + EVAL_SEED).figures("eval/")
+    assert {name: figures[name] for name in greedy} == greedy
+    assert figures["eval/sampled_mean_return"] < 0.8 * figures["eval/mean_return"]
+    assert figures["eval/sampled_episodes"] == figures["eval/episodes"] == 30
+    assert env.closed
+    assert evaluate(make("CartPole-v1", 30), Upright(), seed=3) == figures
+    assert evaluate(make("CartPole-v1", 30), Upright(), seed=4) != figures
+
+
+def test_a_video_of_the_first_episode(tmp_path):
+    """One frame for every step of the episode and none of the next one."""
+    pytest.importorskip("moviepy")
+    from moviepy import VideoFileClip
+
+    length = int(play(make("CartPole-v1", 1, "cpu", "sync"), rule, seed=3 + EVAL_SEED).lengths[0])
+    path = record(make("CartPole-v1", 1, "cpu", render_mode="rgb_array"), Upright(), 3, tmp_path / "episode.mp4")
+    with VideoFileClip(str(path)) as clip:
+        assert clip.fps == 50 and clip.size == [600, 400]
+        assert abs(clip.duration * clip.fps - length) <= 1
+
+
+def test_what_renders_nothing_is_refused(tmp_path, monkeypatch):
+    """Environments that return None, and those without a render() of their own."""
+    pytest.importorskip("moviepy")
+    for _ in range(2):
+        with pytest.raises(ValueError, match="--capture-video: Staircase renders nothing"):
+            record(staircase(), Upright(), 0, tmp_path / "episode.mp4")
+        monkeypatch.setattr(Staircase, "render", lambda self: None)

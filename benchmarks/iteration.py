@@ -1,0 +1,163 @@
+"""One measurement of `benchmarks.throughput`, in a process of its own: ppo_fast's iteration at one size.
+
+It takes a `Point` as JSON on its command line and prints its report as one JSON line, last on stdout.
+"""
+
+import dataclasses
+import json
+import resource
+import statistics
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from benchmarks.peer_ppo_fast import our_args
+from benchmarks.work import Work
+
+LEAST_SECONDS = 0.2  # of a timed stretch: the clock and the scheduler shall not count
+
+
+@dataclass(frozen=True)
+class Point(Work):
+    """The work of the comparison with the peers, and how it is to be run; `iterations` is not used."""
+
+    env_id: str = "CartPole-v1"
+    backend: str = "tensor"
+    compile: bool = True
+    against_eager: bool = False
+    rounds: int = 10
+    seconds: float = 1.0
+    """of each timed stretch"""
+
+
+def measure(point: Point) -> dict[str, Any]:
+    """Build the iteration as the program does and time it: the report, with SPS, phases, memory and the ceiling."""
+    import torch
+    from ppo_fast import capture, speed, train
+
+    args = dataclasses.replace(
+        our_args(point, ""), env_id=point.env_id, backend=point.backend, compile="on" if point.compile else "off"
+    )
+    device = capture.prepare(args)
+    envs, agent, learner = train.setup(args, device)
+    start = time.perf_counter()
+    iteration = train.make_iteration(args, envs, agent, learner, point.compile)
+    compile_seconds = time.perf_counter() - start
+
+    def whole() -> None:
+        iteration().tolist()  # with the read of the metrics that a training run makes
+
+    shapes = {name: tuple(parameter.shape) for name, parameter in agent.named_parameters()}
+    flops = speed.flops_per_step(shapes, args.update_epochs)
+    limit = speed.ceiling(device, args.batch_size // args.num_minibatches, max(args.hidden_sizes), 0.5)
+    count = calls_for(whole, point.seconds, device)
+    contenders = {"training": whole}
+    if point.against_eager:
+        slow = train.make_iteration(args, *train.setup(args, device), False)
+        contenders["eager"] = lambda: slow().tolist()
+    elif point.backend != "tensor":
+        contenders |= environments_alone(point, envs)
+    rates = alternate(contenders, args.batch_size, {"training": count}, point, device)
+    phases = phase_seconds(iteration, count, device)
+    rollout = sum(x.nbytes for name, x in iteration.state.items() if name.startswith("rollout."))
+    envs.close()
+    sps = statistics.median(rates["training"])
+    return {
+        "sps": sps,
+        "rates": rates,
+        "milliseconds": {name: 1e3 * seconds for name, seconds in phases.items()},
+        "rollout_bytes_per_step": rollout / args.batch_size,
+        "peak_bytes_per_step": peak_bytes(device) / args.batch_size,
+        "flops_per_step": flops,
+        "flops_per_second": sps * flops,
+        "ceiling_flops": limit.flops_per_second,
+        "ceiling_bytes": limit.bytes_per_second,
+        "fraction_of_ceiling": sps * flops / limit.flops_per_second,
+        "compile_seconds": compile_seconds,
+        "device": str(device) if device.type == "cpu" else torch.cuda.get_device_name(device),
+        "threads": torch.get_num_threads(),
+    }
+
+
+def environments_alone(point: Point, envs: Any) -> dict[str, Callable[[], Any]]:
+    """T steps with random actions, drawn beforehand: of gymnasium's own vector environment and of ours around it."""
+    import gymnasium
+    import torch
+
+    mode = {"entry_point": "vector_entry_point"}.get(point.backend, point.backend)
+    bare = gymnasium.make_vec(point.env_id, point.num_envs, vectorization_mode=mode)
+    bare.reset(seed=point.seed)
+    bare.action_space.seed(point.seed)
+    arrays = [bare.action_space.sample() for _ in range(point.num_steps)]
+    tensors = [torch.as_tensor(actions, device=envs.device) for actions in arrays]
+    envs.reset(seed=point.seed)
+    return {
+        "environment": lambda: [bare.step(actions) for actions in arrays],
+        "environment in tensors": lambda: [envs.step(actions) for actions in tensors],
+    }
+
+
+def alternate(
+    contenders: dict[str, Callable[[], Any]], batch_size: int, counts: dict[str, int], point: Point, device: Any
+) -> dict[str, list[float]]:
+    """SPS of each contender in each of `rounds` rounds, all of them measured in every round, in alternating order."""
+    counts = {name: counts.get(name) or calls_for(call, point.seconds, device) for name, call in contenders.items()}
+    rates: dict[str, list[float]] = {name: [] for name in contenders}
+    for index in range(point.rounds):
+        for name in list(contenders)[:: 1 if index % 2 == 0 else -1]:
+            seconds = timed(contenders[name], counts[name], device)
+            rates[name].append(counts[name] * batch_size / seconds)
+    return rates
+
+
+def calls_for(call: Callable[[], Any], seconds: float, device: Any) -> int:
+    """How often to call to fill `seconds`; it has been called a few times then and is warm."""
+    call()
+    count, spent = 1, timed(call, 1, device)
+    while spent < min(LEAST_SECONDS, seconds):
+        count *= 2
+        spent = timed(call, count, device)
+    return max(1, round(count * seconds / spent))
+
+
+def timed(call: Callable[[], Any], count: int, device: Any) -> float:
+    """Seconds of `count` calls, with what they left to the device."""
+    synchronize(device)
+    start = time.perf_counter()
+    for _ in range(count):
+        call()
+    synchronize(device)
+    return time.perf_counter() - start
+
+
+def phase_seconds(iteration: Any, count: int, device: Any) -> dict[str, float]:
+    """Mean seconds of the two phases over `count` iterations, each waited for."""
+    spent = {"collect": 0.0, "learn": 0.0}
+    for _ in range(count):
+        spent["collect"] += timed(iteration.collect, 1, device)
+        spent["learn"] += timed(iteration.learn, 1, device)
+    return {name: seconds / count for name, seconds in spent.items()}
+
+
+def synchronize(device: Any) -> None:
+    """Wait until the device has done all that it was given."""
+    import torch
+
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def peak_bytes(device: Any) -> int:
+    """The most memory in use so far: of the device's allocator, or of this process, the interpreter included."""
+    import torch
+
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    most = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return most if sys.platform == "darwin" else most * 1024
+
+
+if __name__ == "__main__":
+    print("\n" + json.dumps(measure(Point.from_json(sys.argv[1]))), flush=True)
