@@ -35,6 +35,7 @@ class Point(Work):
 def measure(point: Point) -> dict[str, Any]:
     """Build the iteration as the program does and time it: the report, with SPS, phases, memory and the ceiling."""
     import torch
+
     from ppo_fast import capture, speed, train
 
     args = dataclasses.replace(
@@ -53,7 +54,7 @@ def measure(point: Point) -> dict[str, Any]:
     flops = speed.flops_per_step(shapes, args.update_epochs)
     limit = speed.ceiling(device, args.batch_size // args.num_minibatches, max(args.hidden_sizes), 0.5)
     count = calls_for(whole, point.seconds, device)
-    contenders = {"training": whole}
+    contenders: dict[str, Callable[[], Any]] = {"training": whole}
     if point.against_eager:
         slow = train.make_iteration(args, *train.setup(args, device), False)
         contenders["eager"] = lambda: slow().tolist()
@@ -160,4 +161,6 @@ def peak_bytes(device: Any) -> int:
 
 
 if __name__ == "__main__":
-    print("\n" + json.dumps(measure(Point.from_json(sys.argv[1]))), flush=True)
+    given = Point.from_json(sys.argv[1])
+    assert isinstance(given, Point)
+    print("\n" + json.dumps(measure(given)), flush=True)

@@ -83,7 +83,7 @@ def free_bytes(cuda: bool) -> int:
 
 
 def steps_for(num_envs: int, args: Args, free: int) -> int:
-    """Rollout length at `num_envs`: `num_steps`, halved until the batch is within `max_batch` and memory; 0 if never."""
+    """Rollout length at `num_envs`: `num_steps`, halved until the batch fits `max_batch` and memory; 0: never."""
     rows = min(args.max_batch, free // 4 // BYTES_PER_STEP)
     steps = args.num_steps
     while steps and num_envs * steps > rows:
@@ -149,7 +149,8 @@ def table(results: list[tuple[Point, dict[str, Any]]]) -> str:
     lines = [head + f"{'GFLOP/s':>10}{'ceiling':>9}{'compile s':>11}  ratio to eager"]
     for point, report in results:
         ms, ratio = report["milliseconds"], report.get("ratio")
-        line = f"{point.num_envs:>8,} x{point.num_steps:>4}{report['sps']:>13,.0f}{ms['collect']:>12.2f}{ms['learn']:>10.2f}"
+        line = f"{point.num_envs:>8,} x{point.num_steps:>4}{report['sps']:>13,.0f}"
+        line += f"{ms['collect']:>12.2f}{ms['learn']:>10.2f}"
         line += f"{report['rollout_bytes_per_step']:>8.0f}{report['peak_bytes_per_step']:>8,.0f}"
         line += f"{report['flops_per_second'] / 1e9:>10.1f}{100 * report['fraction_of_ceiling']:>7.0f} %"
         line += f"{report['compile_seconds']:>11.1f}"

@@ -288,4 +288,4 @@ class RunFlags:
     verify: Annotated[int, Range(0)] = 0
     """instead of training, run this many iterations compiled and eagerly in fp32; exit status 4 if they differ"""
     profile: bool = False
-    """profile a few iterations before training: a table, and a trace in the run folder"""
+    """profile three iterations after training: a table, and a trace in the run folder"""

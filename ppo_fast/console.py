@@ -132,6 +132,7 @@ class Console:
         advice: Sequence[AdviceLike] = (),
         folder: str | os.PathLike[str] = "",
         commands: Sequence[str] = (),
+        measured: Sequence[str] = (),
     ) -> None:
         """Close the live panel and print how the run ended.
 
@@ -141,6 +142,7 @@ class Console:
                 What is absent is left out.
             advice: what the diagnostics say of the run; none means that all is well.
             commands: what the user may type next.
+            measured: lines of the speed report.
         """
         if self.quiet:
             self._print(_quiet_line(result, folder))
@@ -151,6 +153,8 @@ class Console:
         self._print("")
         for label, text in _summary_lines(result, folder):
             self._print(f"{label:<{LABEL_WIDTH}}{text}", label)
+        for index, text in enumerate(measured):
+            self._print(f"{'' if index else 'measured':<{LABEL_WIDTH}}{text}", "measured")
         findings = [(f"{SIGNS[item.severity]} {item.text}", COLOURS[item.severity]) for item in advice]
         for index, (text, colour) in enumerate(findings or [(f"{SIGNS['ok']} no advice", COLOURS["ok"])]):
             for place, part in enumerate(self._wrapped(text)):

@@ -49,7 +49,12 @@ class Report:
             if item.severity == "stop":
                 raise FloatingPointError(item.text)
 
-    def finish(self, result: Mapping[str, Any], commands: Sequence[str] = ()) -> None:
-        """Write the result and the curves, and print the summary; `commands` are what the user may type next."""
+    def say(self, lines: Sequence[str]) -> None:
+        """Print lines of their own."""
+        for line in lines:
+            self.console.message(line)
+
+    def finish(self, result: Mapping[str, Any], speed: Sequence[str] = ()) -> None:
+        """Write the result and the curves, and print the summary, with lines about its speed."""
         self.run.finish(result)
-        self.console.summary(result, self.health.summary(), self.run.folder, commands)
+        self.console.summary(result, self.health.summary(), self.run.folder, measured=speed)

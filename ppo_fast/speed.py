@@ -5,7 +5,7 @@ copy of this run's own shape on its own device: a figure of a data sheet is reac
 """
 
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -126,13 +126,39 @@ def report(
     }
 
 
+def of_run(
+    flags: Any, envs: Any, agent: Any, iteration: Any, result: Mapping[str, float], seconds: Mapping[str, float]
+) -> dict[str, float]:
+    """The report of a training run that has ended; it takes about half a second and moves the environments on.
+
+    The environments alone are stepped with the actions of the last rollout, and are not compiled.
+
+    Args:
+        flags: a program's.
+        iteration: `collect()` fills a rollout of B steps, `state["rollout.action"]` holds its actions (T, N, ...).
+        result: "sps" and "first_iteration_seconds".
+        seconds: "startup" and "compile".
+    """
+    actions = iteration.state["rollout.action"].clone().unbind()
+    shapes = {name: tuple(parameter.shape) for name, parameter in agent.named_parameters()}
+    return report(
+        env_only_sps=measure(lambda: [envs.step(action) for action in actions], flags.batch_size, envs.device),
+        inference_sps=measure(iteration.collect, flags.batch_size, envs.device),
+        training_sps=result["sps"],
+        compile_seconds=seconds["compile"],
+        first_update_seconds=seconds["startup"] + seconds["compile"] + result["first_iteration_seconds"],
+        flops=flops_per_step(shapes, flags.update_epochs),
+        limit=ceiling(envs.device, flags.batch_size // flags.num_minibatches, max(flags.hidden_sizes)),
+    )
+
+
 def lines(report: Mapping[str, float]) -> list[str]:
     """The report for a reader, in four lines."""
     r = report
     return [
-        f"steps/s: environment alone {r['env_only_sps']:,.0f}, with policy {r['inference_sps']:,.0f}, "
+        f"steps/s: environment alone (eager) {r['env_only_sps']:,.0f}, with policy {r['inference_sps']:,.0f}, "
         f"training {r['training_sps']:,.0f}",
-        f"compiling took {r['compile_seconds']:.1f} s; the first update was done after {r['first_update_seconds']:.1f} s",
+        f"compiling took {r['compile_seconds']:.1f} s; first update {r['first_update_seconds']:.1f} s after the start",
         f"work: {r['flops_per_step'] / 1e3:,.0f} kFLOP a step, {_giga(r['achieved_flops'])}FLOP/s achieved",
         f"{100 * r['fraction_of_ceiling']:.0f} % of the {_giga(r['ceiling_flops'])}FLOP/s that a product of this shape "
         f"reaches here (a copy: {_giga(r['ceiling_bytes'])}B/s)",

@@ -19,7 +19,7 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ppo_fast import capture, checkpoint, cli, envs as environments, networks, play, ppo, verify
+from ppo_fast import capture, checkpoint, cli, envs as environments, networks, play, ppo, profiling, speed, verify
 from ppo_fast.cli import Range
 from ppo_fast.console import Console
 from ppo_fast.episodes import episode_stats
@@ -344,15 +344,19 @@ def train(args: Args, watch: capture.Stopwatch | None = None) -> dict[str, Any]:
         checkpoint.save_policy(run.folder, agent.state_dict(), facts)
         if args.eval_episodes and "stopped" not in result:
             console.phase("evaluating")
-            result |= play.evaluate(
-                environments.make(args.env_id, args.eval_episodes, device, envs.backend), agent, args.seed
-            )
+            backend = "sync" if envs.backend == "async" else envs.backend  # not a process for each of 100 episodes
+            fresh = environments.make(args.env_id, args.eval_episodes, device, backend)
+            result |= capture.eager(play.evaluate, one_thread=True)(fresh, agent, args.seed)
         if args.capture_video:
-            envs = environments.make(args.env_id, 1, device, "sync", render_mode="rgb_array")
-            play.record(envs, agent, args.seed, run.subfolder("videos") / "greedy.mp4")
+            filmed = environments.make(args.env_id, 1, device, "sync", render_mode="rgb_array")
+            play.record(filmed, agent, args.seed, run.subfolder("videos") / "greedy.mp4")
         watch.lap("eval")
+        result["speed"] = speed.of_run(args, envs, agent, iteration, result, watch.seconds)
+        if args.profile:
+            report.say(profiling.profile(lambda: iteration().tolist(), run.folder, device).lines)
+        watch.lap("report")
         result["seconds"] = watch.seconds
-        report.finish(result)
+        report.finish(result, speed.lines(result["speed"]))
     envs.close()
     return result
 
@@ -368,13 +372,14 @@ def compare_paths(args: Args, device: torch.device) -> dict[str, Any]:
 
 def loop(args: Args, iteration: capture.Phases, learner: Any, report: Report, stop: StopSignal) -> dict[str, Any]:
     """The training loop: anneal, iterate, read the metrics once, log."""
-    started, global_step, result = time.perf_counter(), 0, {}
+    started, global_step, first, result = time.perf_counter(), 0, 0.0, {}
     for i in range(args.num_iterations):
         rate = args.learning_rate * (1.0 - i / args.num_iterations if args.anneal_lr else 1.0)
         learner.learning_rate.fill_(rate)
         row = dict(zip(METRICS, iteration().tolist(), strict=True))  # the iteration's only look at the device
         global_step += int(row.pop("steps"))
         result = {"global_step": global_step, "sps": global_step / (time.perf_counter() - started)}
+        result["first_iteration_seconds"] = first = first or time.perf_counter() - started
         report.log(row | {"global_step": global_step, "charts/SPS": result["sps"], "charts/learning_rate": rate})
         if stop.requested:
             return result | {"stopped": stop.name, "exit_status": stop.exit_status}

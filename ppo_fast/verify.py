@@ -37,7 +37,7 @@ STEP = 64  # roundings that one step of policy and environment may add
 FLIP, SLOPE = 16, 4.0  # probability that a row flips: in roundings, and per deviation of its observation
 CHANCE = 3  # flips that are always allowed
 MIDDLE = 400  # roundings that the middle update may deviate by
-WORST = 0.2  # share that the worst update may deviate by
+WORST, WORST_METRIC = 0.2, 0.05  # share that the worst update may deviate by
 FACTOR = 8.0  # how much more than the eager path from itself
 SCALE = 0.01  # metrics below this are judged as if they were this large
 STEADY = ("value", "advantage", "returns", "carry_return", "carry_length", "step")  # of no chain of Adam steps
@@ -215,9 +215,11 @@ def _learn_both(
     why = f"{FACTOR:.0f} x the eager path moved by a rounding"
     middle = MIDDLE * rounding
     for name, x in named(deviations).items():
-        how = (middle, middle, "rounding of sums") if name in STEADY else (middle, WORST, why)
-        reference = {} if name in STEADY else named(references)
-        _book(figures, {name: x}, reference, *how)
+        if name in STEADY:
+            _book(figures, {name: x}, {}, middle, middle, "rounding of sums")
+            continue
+        worst = WORST if name in ("parameters", "Adam's second moment") else WORST_METRIC
+        _book(figures, {name: x}, named(references), middle, worst, why)
 
 
 def _book(

@@ -6,7 +6,6 @@ through the compiler as it is. Letters: T steps, N envs, M minibatch.
 """
 
 import copy
-import types
 
 import pytest
 import torch
@@ -65,13 +64,13 @@ def run(learner, iteration, count, args):
 @pytest.fixture
 def graphs(monkeypatch):
     """Replaces the compiler's kernels by torch's; counts the graphs compiled, which must be whole functions."""
-    counter = CompileCounterWithBackend("aot_eager")
+    counter, compiler = CompileCounterWithBackend("aot_eager"), torch.compile
 
-    def compiled(function, one_thread=False):
-        own = types.FunctionType(function.__code__.replace(), function.__globals__, function.__name__)
-        return torch.compile(own, fullgraph=True, dynamic=False, backend=counter)
+    def torchs_kernels(function, *, fullgraph, dynamic, options):
+        assert fullgraph
+        return compiler(function, fullgraph=fullgraph, dynamic=dynamic, backend=counter)
 
-    monkeypatch.setattr(capture, "compiled", compiled)
+    monkeypatch.setattr(torch, "compile", torchs_kernels)
     torch.compiler.reset()
     counters.clear()
     yield counter

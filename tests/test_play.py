@@ -19,11 +19,12 @@ def rule(obs):
 
 
 class Staircase(Scripted):
-    """Every episode of environment i takes 1 + 10 i steps and gives 1, 2, 3, ... as rewards."""
+    """Every episode of environment i takes 1 + 10 i steps and gives 1, 2, 3, ... as rewards. Odd ones are truncated."""
 
     def step(self, action):
         self.steps += 1
-        return self._obs(), float(self.steps), self.steps >= 1 + 10 * self.index, False, {}
+        ended, odd = self.steps >= 1 + 10 * self.index, self.index % 2 == 1
+        return self._obs(), float(self.steps), ended and not odd, ended and odd, {}
 
 
 def staircase(mode=AutoresetMode.SAME_STEP, envs=6):
