@@ -45,6 +45,7 @@ def our_args(work: Work, run_root: str) -> "Args":
 def measure(work: Work) -> dict:
     """Train and read the run's own SPS: its training loop, logging included, compile and warm-up excluded."""
     import torch
+
     from ppo_fast.train import train
 
     with tempfile.TemporaryDirectory() as run_root:

@@ -27,9 +27,9 @@ PYTHON, COPIES, IDLE = "Python and launches", "memory copies", "device idle"
 # Kinds of time within a phase, in the order of the table.
 KINDS = (PRODUCTS, KERNELS, COMPILED, COPIES, PYTHON)
 
-# Operators and CUDA kernels (cuBLAS, CUTLASS, Triton templates) that multiply matrices.
+# Operators and CUDA kernels (cuBLAS, CUTLASS, Triton's templates) that multiply matrices.
 PRODUCT = re.compile(
-    r"(?i)(^|[:_])(add|sparse_)?(mm|bmm|baddbmm|mv)($|_out|_plus)|linear_pointwise|gemm|cutlass|gemv|xmma"
+    r"(?i)(^|[:_])(add)?(mm|bmm|baddbmm|mv)($|_out)|linear_pointwise|gemm|gemv|cutlass|xmma|nvjet|triton_tem"
 )
 WRAPPERS = re.compile(r"Torch-Compiled Region|TorchDynamo|AOTDispatcher|Pregraph|^AOTInductor")
 COMPILED_CALL = "## Call CompiledFxGraph"

@@ -4,6 +4,7 @@ SPS are environment steps of all environments per second. The ceiling is measure
 copy of this run's own shape on its own device: a figure of a data sheet is reached by no small network.
 """
 
+import itertools
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -52,22 +53,25 @@ def flops_per_step(shapes: Mapping[str, Sequence[int]], epochs: int) -> float:
     return 2.0 * (everything + sum(shared.values())) + epochs * (6.0 * everything - 2.0 * inputs)
 
 
-def ceiling(device: torch.device, rows: int, width: int, seconds: float = 0.1) -> Ceiling:
-    """Measure fp32 products of rows x width with width x width, and copies of rows x width numbers, at their best.
+def ceiling(
+    device: torch.device, rows: int, width: int, seconds: float = 0.1, dtype: torch.dtype = torch.float32
+) -> Ceiling:
+    """Measure products of rows x width with width x width, and copies of rows x width numbers, at their best.
 
-    On a CPU both libraries that torch has for products are tried (the "medium" setting selects the second), as long as
-    they give the same result; the setting is put back. On a GPU they run as the present setting says.
+    On a CPU both libraries that torch has for fp32 products are tried (the "medium" setting selects the second), as
+    long as they give the same result; the setting is put back. On a GPU they run as the present setting says.
 
     Args:
         rows: of a minibatch; MANY_ROWS at most are used.
         width: of the hidden layers.
         seconds: to spend on all of it.
+        dtype: that the products are made in.
     """
     rows, draw = min(rows, MANY_ROWS), torch.Generator(device).manual_seed(0)
-    x = torch.randn(rows, width, generator=draw, device=device)
-    weight = torch.randn(width, width, generator=draw, device=device)
+    x = torch.randn(rows, width, generator=draw, device=device).to(dtype)
+    weight = torch.randn(width, width, generator=draw, device=device).to(dtype)
     out, before = torch.empty_like(x), torch.get_float32_matmul_precision()
-    settings = (before,) if device.type == "cuda" else ("highest", "medium")
+    settings = ("highest", "medium") if device.type == "cpu" and dtype == torch.float32 else (before,)
     results, times = [], []
     try:
         for setting in settings:
@@ -129,7 +133,7 @@ def report(
 def of_run(
     flags: Any, envs: Any, agent: Any, iteration: Any, result: Mapping[str, float], seconds: Mapping[str, float]
 ) -> dict[str, float]:
-    """The report of a training run that has ended; it takes about half a second and moves the environments on.
+    """The report of a training run that has ended: half a second, or one rollout; the environments are moved on.
 
     The environments alone are stepped with the actions of the last rollout, and are not compiled.
 
@@ -139,16 +143,18 @@ def of_run(
         result: "sps" and "first_iteration_seconds".
         seconds: "startup" and "compile".
     """
-    actions = iteration.state["rollout.action"].clone().unbind()
+    actions = itertools.cycle(iteration.state["rollout.action"].clone().unbind())
     shapes = {name: tuple(parameter.shape) for name, parameter in agent.named_parameters()}
+    rows = flags.batch_size // flags.num_minibatches
+    dtype = torch.bfloat16 if flags.precision == "bf16" else torch.float32
     return report(
-        env_only_sps=measure(lambda: [envs.step(action) for action in actions], flags.batch_size, envs.device),
+        env_only_sps=measure(lambda: envs.step(next(actions)), flags.num_envs, envs.device),
         inference_sps=measure(iteration.collect, flags.batch_size, envs.device),
         training_sps=result["sps"],
         compile_seconds=seconds["compile"],
         first_update_seconds=seconds["startup"] + seconds["compile"] + result["first_iteration_seconds"],
         flops=flops_per_step(shapes, flags.update_epochs),
-        limit=ceiling(envs.device, flags.batch_size // flags.num_minibatches, max(flags.hidden_sizes)),
+        limit=ceiling(envs.device, rows, max(flags.hidden_sizes), dtype=dtype),
     )
 
 

@@ -45,7 +45,7 @@ class Args(cli.RunFlags):
     """Adam's learning rate at the start"""
     num_envs: Annotated[int, Range(1)] = 64
     """N, parallel environments"""
-    num_steps: Annotated[int, Range(1)] = 32
+    num_steps: Annotated[int, Range(1)] = 64
     """T, steps of each environment between two updates"""
     anneal_lr: bool = True
     """lower the learning rate linearly to 0"""
@@ -53,9 +53,9 @@ class Args(cli.RunFlags):
     """discount γ"""
     gae_lambda: Annotated[float, Range(0, 1)] = 0.95
     """λ of generalised advantage estimation"""
-    num_minibatches: Annotated[int, Range(1)] = 2
+    num_minibatches: Annotated[int, Range(1)] = 4
     """minibatches an epoch; all rows are used, sizes differ by at most one row"""
-    update_epochs: Annotated[int, Range(1)] = 4
+    update_epochs: Annotated[int, Range(1)] = 3
     """K, passes over each rollout"""
     norm_adv: bool = True
     """normalise advantages in each minibatch"""

@@ -29,16 +29,17 @@ from torch import Tensor
 
 State = dict[str, Tensor]
 
-# Measured (5 environments, 6 seeds, 10 updates each): a rollout's float columns part by at most 5 roundings of float32
-# beyond GROWTH times their input's deviation; parameters and metrics by 40 in the middle update, where nothing flips,
-# by up to 7 % of the distance moved in the worst of 60 updates of 128 large steps.
+# Measured on 5 environments, 6 seeds, 10 updates each, in roundings of float32: a rollout's columns part by at most 13
+# beyond GROWTH times their input's deviation, parameters and metrics in the middle update by 5 to 40; in the worst of
+# 60 updates of 128 large Adam steps, parameters by 7 % of the distance moved and metrics by 0.4 %. With bf16
+# products that is 2 % in the middle update and 9 % in the worst one.
 GROWTH = 16.0
-STEP = 64  # roundings that one step of policy and environment may add
+STEP = 64  # roundings that one step of policy and environment may add, or a sum over an episode
 FLIP, SLOPE = 16, 4.0  # probability that a row flips: in roundings, and per deviation of its observation
 CHANCE = 3  # flips that are always allowed
-MIDDLE = 400  # roundings that the middle update may deviate by
-WORST, WORST_METRIC = 0.2, 0.05  # share that the worst update may deviate by
-FACTOR = 8.0  # how much more than the eager path from itself
+MIDDLE, MOST = 400, 0.05  # roundings that the middle update may deviate by, and no more than this share
+WORST, WORST_METRIC = 0.2, 0.05  # share that the worst update may deviate by, STEP roundings more
+FACTOR = 4.0  # how much more than the eager path from itself
 SCALE = 0.01  # metrics below this are judged as if they were this large
 STEADY = ("value", "advantage", "returns", "carry_return", "carry_length", "step")  # of no chain of Adam steps
 
@@ -106,6 +107,7 @@ def compare(
             _book(figures, deviations, {}, STEP * rounding, STEP * rounding, "rounding of one step of policy and env")
             lockstep = copied or not flipped
         _learn_both(figures, fast, eager, update, names, rounding)
+    _restore(fast, _saved(eager))
     table = list(figures.values())
     if rows:
         most = (CHANCE + expected) / rows
@@ -205,7 +207,8 @@ def _learn_both(
     _restore(eager, start)
     draw = torch.Generator().manual_seed(update)
     sign = torch.randint(0, 2, before.shape, generator=draw).mul(2).sub(1).to(before.device)
-    eager.state["theta"].mul_(1 + 2 * rounding * sign)  # one unit in the last place
+    theta = eager.state["theta"]
+    theta.copy_(theta.double() * (1 + rounding * sign))
     references = learned(eager.state, after[0], before, eager.learn().double().clone(), metrics)
     _restore(eager, after)
 
@@ -213,13 +216,13 @@ def _learn_both(
         return {names[int(key)] if key.isdigit() and names else key: x for key, x in found.items()}
 
     why = f"{FACTOR:.0f} x the eager path moved by a rounding"
-    middle = MIDDLE * rounding
+    middle, slack = min(MIDDLE * rounding, MOST), STEP * rounding
     for name, x in named(deviations).items():
         if name in STEADY:
-            _book(figures, {name: x}, {}, middle, middle, "rounding of sums")
+            _book(figures, {name: x}, {}, slack, slack, "rounding of sums")
             continue
         worst = WORST if name in ("parameters", "Adam's second moment") else WORST_METRIC
-        _book(figures, {name: x}, named(references), middle, worst, why)
+        _book(figures, {name: x}, named(references), middle, worst + slack, why)
 
 
 def _book(

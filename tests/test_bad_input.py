@@ -140,6 +140,8 @@ ROWS = [
     ("--target-kl nan", "--target-kl", "a finite number above 0, or None, got nan"),
     # choices, booleans, flags
     ("--compile fast", "--compile", "auto, on or off, got 'fast'"),
+    ("--precision fp16", "--precision", "fp32, tf32 or bf16, got 'fp16'"),
+    ("--verify -1", "--verify", "a whole number of at least 0, got -1"),
     ("--wandb-mode disabled", "--wandb-mode", "online or offline, got 'disabled'"),
     ("--cuda maybe", "--cuda", "True or False, got 'maybe'"),
     ("--track=perhaps", "--track", "True or False, got 'perhaps'"),

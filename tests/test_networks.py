@@ -1,3 +1,5 @@
+# Tensors unbound into arguments and heads that are one of three: pyright can't count or tell them.
+# pyright: reportCallIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false
 """Networks and heads against float64, torch.distributions and counting; both spellings of every layer."""
 
 import math

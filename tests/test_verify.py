@@ -70,7 +70,7 @@ def test_a_path_agrees_with_itself(env_id: str) -> None:
     holds, said = verdict(path(args), path(args))
     assert holds and said[-1] == "the two paths agree"
     (equal,) = [line for line in said if line.startswith("  equal: ")]
-    assert all(name in equal for name in ("parameters", "rewards" if False else "reward", "losses/value_loss", "next env0"))
+    assert all(name in equal for name in ("parameters", "reward", "losses/value_loss", "next env0"))
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -105,7 +105,7 @@ def test_rounding_of_parameters_is_forgiven(seed: int) -> None:
         {"gamma": 0.9899},
         {"norm_adv": False},
         {"vf_coef": 0.501, "shared_backbone": True},
-        {"ent_coef": 0.0102},
+        {"ent_coef": 0.02},  # at the start the policy is uniform, and the gradient of its entropy tiny
         {"max_grad_norm": 0.501},
         {"update_epochs": 1},
         {"num_minibatches": 1},
@@ -197,7 +197,8 @@ def test_truncation_folded_into_termination_is_caught() -> None:
 
 def test_a_stale_copy_of_the_parameters_is_caught() -> None:
     envs, agent, learner = train.setup(SMALL, CPU)
-    agent.actor.layers[0].weight.data = agent.actor.layers[0].weight.data.clone()
+    weight = agent.get_parameter("actor.layers.0.weight")
+    weight.data = weight.data.clone()
     holds, said = verdict(train.make_iteration(SMALL, envs, agent, learner, fast=False), path(), updates=2)
     assert not holds and "log_prob" in said[-1]
 
@@ -333,7 +334,7 @@ def test_a_coarser_precision_is_judged_by_its_own_rounding() -> None:
 
 
 def test_both_paths_end_where_the_eager_one_stands() -> None:
-    fast, eager, alone = path(), path(), path()
+    fast, eager, alone = Changed(path(), collect=flip_actions), path(), path()
     for _ in range(2):
         alone.collect()
         alone.learn()
