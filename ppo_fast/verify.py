@@ -218,11 +218,9 @@ def _learn_both(
     why = f"{FACTOR:.0f} x the eager path moved by a rounding"
     middle, slack = min(MIDDLE * rounding, MOST), STEP * rounding
     for name, x in named(deviations).items():
-        if name in STEADY:
-            _book(figures, {name: x}, {}, slack, slack, "rounding of sums")
-            continue
         worst = WORST if name in ("parameters", "Adam's second moment") else WORST_METRIC
-        _book(figures, {name: x}, named(references), middle, worst + slack, why)
+        limits = (slack, slack) if name in STEADY else (middle, worst + slack)
+        _book(figures, {name: x}, named(references), *limits, why)
 
 
 def _book(

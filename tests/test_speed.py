@@ -165,7 +165,7 @@ def test_report_and_its_lines() -> None:
 
 
 def test_report_of_a_run() -> None:
-    args = train.Args(num_envs=8, num_steps=4, compile="off")
+    args = train.Args(num_envs=8, num_steps=4, update_epochs=4, compile="off")
     envs, agent, learner = train.setup(args, CPU)
     iteration = train.make_iteration(args, envs, agent, learner, False)
     result = {"sps": 1000.0, "first_iteration_seconds": 0.5}

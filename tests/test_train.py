@@ -187,7 +187,8 @@ def test_every_cleanrl_flag_is_accepted_and_reaches_the_run(spelling: str, tmp_p
 
 
 def test_advice_is_said_and_kept(tmp_path: Path) -> None:
-    line = "--num-envs 8 --num-steps 32 --total-timesteps 5120 --learning-rate 0.05 --no-anneal-lr --eval-episodes 2"
+    sizes = "--num-envs 8 --num-steps 32 --num-minibatches 4 --update-epochs 8 --total-timesteps 5120"
+    line = f"{sizes} --learning-rate 0.05 --no-anneal-lr --eval-episodes 2"
     done = run_program(tmp_path, line)
     assert "health: clip fraction" in done.stdout and "--clip-coef" in done.stdout
     rows = read_metrics(only_run(tmp_path))
@@ -336,7 +337,7 @@ def test_target_kl_ends_the_epochs_of_an_iteration(
     target_kl: float | None, epochs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls = spy_on_updates(monkeypatch)
-    rows, _, _ = run_here(tmp_path, target_kl=target_kl, num_minibatches=2)
+    rows, _, _ = run_here(tmp_path, target_kl=target_kl, num_minibatches=2, update_epochs=4)
     assert len(calls) == len(rows) * epochs * 2
 
 
