@@ -13,7 +13,7 @@ import shutil
 import sys
 import time
 import types
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -42,12 +42,17 @@ FEW_ROWS = 1024
 CHUNK = 8
 
 
+# What an iteration makes anew, by the beginning of its name, and what its first half changes besides.
+FROM_ROLLOUT = ("rollout.", "advantage")
+FROM_COLLECT = (*FROM_ROLLOUT, "env", "obs")
+
+
 class Stopwatch:
     """Seconds by name: `lap(name)` books what has passed since the lap before, the first one since `started`."""
 
     def __init__(self, started: float | None = None) -> None:
         self.seconds: dict[str, float] = {}
-        self._last = time.time() if started is None else started
+        self.started = self._last = time.time() if started is None else started
 
     @classmethod
     def since_process_start(cls) -> "Stopwatch":
@@ -239,6 +244,11 @@ def assign(targets: Iterable[Tensor], values: Iterable[Tensor]) -> None:
         target.copy_(value)
 
 
+def all_finite(*tensors: Tensor) -> Tensor:
+    """Whether no number in any of them is NaN or infinite: () bool, on the device."""
+    return torch.stack([x.sum(dtype=torch.float64) for x in tensors]).isfinite().all()
+
+
 class Phases:
     """One training iteration in two phases; calling it runs both and returns the second one's result.
 
@@ -246,7 +256,10 @@ class Phases:
         collect: T steps of N environments into the rollout, in place.
         learn: values, advantages and updates; returns the metrics.
         state: every tensor that the phases change in place, by name.
-        generators: the random generators that they draw from.
+        generators: the random generators that they draw from; the first one draws the minibatches.
+        restart: `restart(seed)` begins new episodes in environments whose state is not among `state`, with None in new
+            processes; None where the state is there.
+        before, stream: what `learn` began with, so that an update which broke down can be replayed.
 
     Args:
         one_thread: run both on one intra-op thread. Eager work on few rows gains little from a second one, and on a
@@ -260,28 +273,54 @@ class Phases:
         state: dict[str, Tensor],
         generators: list[torch.Generator],
         one_thread: bool = False,
+        restart: Callable[[int | None], None] | None = None,
     ) -> None:
         collect, learn = eager(collect, one_thread), eager(learn, one_thread)
         self.collect = _labelled(collect, "environment and policy")
         self.learn = _labelled(FastProducts(learn), "values, advantages, updates")
         self.state = state
         self.generators = generators
+        self.restart = restart
+        self.before = {name: x.clone() for name, x in state.items() if not name.startswith(FROM_COLLECT)}
+        self.stream = generators[0].get_state()
 
     def __call__(self) -> Tensor:
         self.collect()
+        assign(self.before.values(), (self.state[name] for name in self.before))
+        self.stream = self.generators[0].get_state()
         return self.learn()
 
-    def ready(self, device: torch.device, graph_collect: bool) -> "Phases":
-        """Compile what the phases call, or capture them on a GPU (`collect` only if `graph_collect`), and return self.
+    def saved(self) -> dict[str, Any]:
+        """Copies of all that the next iteration depends on, at an iteration's end; the rollout is not among it."""
+        tensors = {name: x.clone() for name, x in self.state.items() if not name.startswith(FROM_ROLLOUT)}
+        return {"tensors": tensors, "generators": [generator.get_state() for generator in self.generators]}
 
-        They are run for that; what they changed is put back.
+    def load(self, saved: Mapping[str, Any]) -> None:
+        """Go on from what `saved` returned, in place: captured graphs stay valid.
+
+        Raises:
+            ValueError: `--resume: ...` when it belongs to other networks or environments.
+        """
+        tensors = saved["tensors"]
+        for name, x in tensors.items():
+            if name not in self.state or x.shape != self.state[name].shape:
+                raise ValueError(f"--resume: the checkpoint's {name} does not fit this configuration")
+        for name, x in tensors.items():
+            self.state[name].copy_(x)
+        for generator, stream in zip(self.generators, saved["generators"], strict=True):
+            generator.set_state(stream)
+
+    def ready(self, device: torch.device) -> "Phases":
+        """Compile what the phases call, or capture them on a GPU, and return self.
+
+        They are run for that; what they changed is put back, and host environments begin anew.
         """
         saved = {name: tensor.clone() for name, tensor in self.state.items()}
         streams = [generator.get_state() for generator in self.generators]
         if device.type == "cuda":
-            if graph_collect:
+            if self.restart is None:
                 self.collect = CudaGraph(self.collect, self.generators)
-            else:
+            else:  # the host steps in between, so this one can't be captured as a whole
                 self.collect()
             self.learn = CudaGraph(self.learn, self.generators)
         else:

@@ -22,15 +22,14 @@ import hashlib
 import io
 import json
 import os
-import random
 import re
 import shutil
 from collections import OrderedDict
+from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 
 PLAIN_TYPES = (type(None), bool, int, float, str, bytes)
@@ -95,7 +94,7 @@ def save(folder: Path, step: int, payload: dict[str, Any], keep: int = 3) -> Pat
     """Write `payload` as folder/checkpoint-<step>.pt; durable and valid when this returns.
 
     Keeps the `keep` newest. Checkpoints of later steps, left over when training went back to an earlier one, belong to
-    another future: they are renamed to superseded-*, so that `latest` follows this one.
+    another future: see `supersede`.
 
     Raises:
         TypeError: the payload holds something else than tensors and plain types; nothing was written.
@@ -106,14 +105,24 @@ def save(folder: Path, step: int, payload: dict[str, Any], keep: int = 3) -> Pat
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"checkpoint-{step:012d}.pt"
     _write_atomically(path, _serialise(payload))
-    others = _checkpoints(folder)
-    later = [other for other_step, other in others if other_step > step]
-    for other in later:
-        other.replace(other.with_name(f"superseded-{other.name}"))
+    supersede(folder, step)
+    for _, other in _checkpoints(folder)[keep:]:
+        other.unlink()
+    return path
+
+
+def supersede(folder: Path, step: int) -> None:
+    """Rename the checkpoints in `folder` of steps later than `step` to superseded-*: training went back before them."""
+    later = [path for other_step, path in _checkpoints(folder) if other_step > step]
+    for path in later:
+        path.replace(path.with_name(f"superseded-{path.name}"))
     if later:
         _sync_folder(folder)
-    for other in [other for other_step, other in others if other_step <= step][keep:]:
-        other.unlink()
+
+
+def write(path: Path, payload: dict[str, Any]) -> Path:
+    """Write `payload` as a file of its own that `load` reads, such as a crash report; errors as in `save`."""
+    _write_atomically(path, _serialise(payload))
     return path
 
 
@@ -249,6 +258,22 @@ def latest(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
     raise DamagedCheckpoint(f"{folder}: none of {len(skipped)} checkpoints is valid; {skipped[0]}")
 
 
+def unfinished(root: Path, like: Mapping[str, Any]) -> Resume | None:
+    """What `--resume auto` means: the newest run below `root` that did not reach its end, with these of its flags.
+
+    A run is at its end once its result.json says nothing of a stop. None where there is no such run.
+    """
+    for run in _runs_by_age(root):
+        with suppress(DamagedCheckpoint, OSError):
+            result = (
+                json.loads((run / "result.json").read_text()) if (run / "result.json").exists() else {"stopped": ""}
+            )
+            found = _resume_from(run) if "stopped" in result else None
+            if found and all(found.payload["flags"].get(name) == value for name, value in like.items()):
+                return found
+    return None
+
+
 def resolve(spec: str, root: Path) -> Resume:
     """Find what `--resume spec` means: a run folder, a checkpoint file, or "latest".
 
@@ -297,42 +322,6 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
     """(step, path) of each checkpoint in `folder`, newest step first."""
     found = [(NAME.fullmatch(path.name), path) for path in folder.glob("checkpoint-*.pt")]
     return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
-
-
-# ---------------------------------------------------------------- random generators
-
-
-def rng_state() -> dict[str, Any]:
-    """The state of the process-wide generators, in types that `save` takes: torch CPU and CUDA, NumPy's, Python's.
-
-    Generators that a program made itself (`torch.Generator.get_state()`) are its own to save.
-    """
-    version, numbers, gauss = random.getstate()
-    numpy_state: dict[str, Any] = np.random.get_state(legacy=False)  # type: ignore[assignment]
-    return {
-        "torch": torch.get_rng_state(),
-        # Asking a process that never used CUDA would start CUDA in it, for nothing.
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
-        "numpy": _listed(numpy_state),
-        "python": [version, list(numbers), gauss],
-    }
-
-
-def set_rng_state(state: dict[str, Any]) -> None:
-    """Put back what `rng_state` returned. CUDA states go to the devices present here, in order; others are left out."""
-    torch.set_rng_state(state["torch"])
-    for index, device_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
-        torch.cuda.set_rng_state(device_state, index)
-    np.random.set_state(state["numpy"])
-    version, numbers, gauss = state["python"]
-    random.setstate((version, tuple(numbers), gauss))
-
-
-def _listed(value: Any) -> Any:
-    """Arrays as lists: an ndarray is not loadable with weights_only."""
-    if isinstance(value, dict):
-        return {key: _listed(item) for key, item in value.items()}
-    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
 
 
 # ---------------------------------------------------------------- the policy for others, and metrics.jsonl

@@ -1,7 +1,8 @@
 """The command line of a program: a dataclass of flags read by tyro, with mistakes told in one line and exit status 2.
 
 A field is documented by the docstring under it. `Annotated[float, Range(0, 1)]` bounds it; `check_ranges` holds all
-bounds and choices, for calls from Python too. Hyphens and underscores are the same in a flag's name.
+bounds and choices, for calls from Python too. Hyphens and underscores are the same in a flag's name. One field may be
+`Annotated[tuple[str, ...], tyro.conf.Positional]`, or the same with `str`: it takes the words that belong to no flag.
 
 | exit status | what happened                                                             |
 |-------------|---------------------------------------------------------------------------|
@@ -9,6 +10,8 @@ bounds and choices, for calls from Python too. Hyphens and underscores are the s
 | 2           | a flag is wrong: one line, nothing written                                |
 | 3           | training broke down (NaN or infinity): one line                           |
 | 4           | `--verify` found the fast path to differ from the eager one               |
+| 5           | `--max-runtime` is over: saved, `--resume` goes on                        |
+| 6           | an environment died or hung: saved, `--resume` goes on                    |
 | 128 + n     | signal n stopped it: 130 Ctrl-C, 143 SIGTERM, 138 SIGUSR1 (Linux)         |
 | 1           | a fault of ours, with its traceback                                       |
 """
@@ -64,6 +67,7 @@ class Flag(NamedTuple):
     bound: Range | None
     optional: bool  # takes None
     many: bool  # a tuple
+    positional: bool = False  # written without its name
 
     @property
     def allowed(self) -> str:
@@ -113,9 +117,10 @@ def flags_of(args_type: type) -> dict[str, Flag]:
 
 
 def _flag(field: str, hint: Any) -> Flag:
-    bound, optional, many = None, False, False
+    bound, optional, many, positional = None, False, False, False
     if get_origin(hint) is Annotated:
         hint, *notes = get_args(hint)
+        positional = any(str(note) == "Positional" for note in notes)  # tyro's mark, known without importing tyro
         bound = next((note for note in notes if isinstance(note, Range)), None)
     if get_origin(hint) in (Union, types.UnionType):
         optional = type(None) in get_args(hint)
@@ -124,7 +129,30 @@ def _flag(field: str, hint: Any) -> Flag:
         hint, many = get_args(hint)[0], True
     choices = get_args(hint) if get_origin(hint) is Literal else ()
     kind = hint if hint in (bool, int, float) else str
-    return Flag("--" + field.replace("_", "-"), field, kind, choices, bound, optional, many)
+    return Flag("--" + field.replace("_", "-"), field, kind, choices, bound, optional, many, positional)
+
+
+def positional_of(args_type: type) -> Flag | None:
+    """The field that takes the words without a flag, None where a program has none."""
+    return next((flag for flag in flags_of(args_type).values() if flag.positional), None)
+
+
+def split_words(argv: Sequence[str], args_type: type) -> tuple[list[str], list[str]]:
+    """The words of a command line that belong to no flag, wherever they stand, and the rest.
+
+    A bare `--` is such a word: what it divides is the program's to say.
+    """
+    flags, words, rest, pending = flags_of(args_type), [], [], list(argv)
+    while pending:
+        word = pending.pop(0)
+        if word == "--" or not word.startswith("-"):
+            words.append(word)
+            continue
+        rest.append(word)
+        flag = flags.get(word.replace("_", "-"))
+        if flag is not None and flag.kind is not bool:
+            rest += _values(pending, flag.many)
+    return words, rest
 
 
 def check_ranges(args: Any) -> None:
@@ -160,15 +188,31 @@ def parse(args_type: Callable[..., T], argv: Sequence[str] | None, description: 
 
     assert isinstance(args_type, type)
     argv = with_plain_booleans(sys.argv[1:] if argv is None else argv, args_type)
+    positional, words = positional_of(args_type), []
+    if positional is not None:
+        words, argv = split_words(argv, args_type)
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            return tyro.cli(args_type, args=argv, description=description)
+            args: Any = tyro.cli(args_type, args=argv, description=description)
     except SystemExit as stop:
         if stop.code:
             # tyro decides what is wrong; the wording is ours, and tyro's where it sees something that we do not.
             fail(mistake(argv, args_type) or in_one_line(said.getvalue()))
         raise
+    if positional is not None and len(words) > 1 and not positional.many:
+        fail(f"unexpected {words[1]!r} after {words[0]!r}; flags are written --name value, see --help")
+    if positional is not None and words:
+        args = dataclasses.replace(args, **{positional.field: tuple(words) if positional.many else words[0]})
+    args.flags_given = _given(argv, args_type)
+    return args
+
+
+def _given(argv: Sequence[str], args_type: type) -> frozenset[str]:
+    """The fields that a command line names, whatever value it gives them."""
+    names = {word.partition("=")[0].replace("_", "-") for word in argv if word.startswith("--")}
+    flags = flags_of(args_type).values()
+    return frozenset(flag.field for flag in flags if names & {flag.name, "--no-" + flag.name[2:]})
 
 
 def mistake(argv: Sequence[str], args_type: type) -> str | None:
@@ -235,14 +279,16 @@ def fail(text: str, status: int = 2) -> NoReturn:
 def run(program: Callable[..., Any], args_type: type, description: str | None, *rest: Any) -> None:
     """Run `program(args, *rest)` from the command line and exit with the status of the table above.
 
-    `ValueError("--flag: ...")` is the user's mistake, FloatingPointError training that broke down. A program that a
-    signal stopped cleanly returns a mapping with the "exit_status" that says so.
+    `ValueError("--flag: ...")` is the user's mistake ("field: ..." where the field is positional), FloatingPointError
+    training that broke down. A program that a signal stopped cleanly returns a mapping with the "exit_status" that says
+    so.
     """
     try:
         args = parse(args_type, None, (description or "").strip())
         result = program(args, *rest)
     except ValueError as error:
-        if not str(error).startswith("--"):
+        positional = positional_of(args_type)
+        if not str(error).startswith(("--", f"{positional.field}: ") if positional else "--"):
             raise
         fail(str(error))
     except FloatingPointError as error:
@@ -257,6 +303,12 @@ def run(program: Callable[..., Any], args_type: type, description: str | None, *
 class RunFlags:
     """The flags that every training program has: plumbing, not algorithm. A program's `Args` adds its own to them."""
 
+    env_id: str = "CartPole-v1"
+    """gymnasium id; `module:Env-v0` imports the module first"""
+    backend: str = "auto"
+    """how the environments run: auto, tensor, entry_point, sync, async or envpool"""
+    total_timesteps: Annotated[int, Range(1)] = 500_000
+    """environment steps, all environments together"""
     exp_name: str = "train"
     """name of the experiment, part of the run folder's name"""
     seed: Annotated[int, Range(0, 2**31)] = 1
@@ -273,6 +325,18 @@ class RunFlags:
     """W&B project"""
     wandb_entity: str | None = None
     """W&B entity (team)"""
+    wandb_group: str | None = None
+    """W&B group, which gathers runs that belong together, such as the seeds of one configuration"""
+    wandb_name: str | None = None
+    """name of the W&B run, that of the run folder when not given"""
+    wandb_tags: tuple[str, ...] = ()
+    """W&B tags"""
+    wandb_notes: str | None = None
+    """W&B notes"""
+    wandb_artifacts: bool = False
+    """upload the package's code, the policy and the newest checkpoint to W&B"""
+    tensorboard: bool = False
+    """write the rows of metrics.jsonl to a TensorBoard event file in the run folder too (extra `tensorboard`)"""
     capture_video: bool = False
     """record a greedy episode after training into the run folder's videos/ (extra `video`)"""
     run_root: str = "runs"
@@ -289,3 +353,19 @@ class RunFlags:
     """instead of training, run this many iterations compiled and eagerly in fp32; exit status 4 if they differ"""
     profile: bool = False
     """profile three iterations after training: a table, and a trace in the run folder"""
+    preset: bool = True
+    """apply the tuned flags of the environment named by --env-id; flags given on the command line win"""
+    resume: str = ""
+    """go on with a run: its folder, a checkpoint, latest, or auto: the newest unfinished one like this, else new"""
+    save_interval: Annotated[int, Range(1)] = 100
+    """iterations between two checkpoints; one more is saved at the end and at every stop"""
+    keep_checkpoints: Annotated[int, Range(1)] = 3
+    """newest checkpoints that are kept, besides the best one"""
+    max_runtime: Annotated[float | None, Range(0, above=True)] = None
+    """seconds after which the run saves and stops with exit status 5, to be resumed"""
+    on_nan: Literal["stop", "rollback"] = "stop"
+    """at NaN or infinity: stop, or go back to the last checkpoint with half the learning rate, 3 times at most"""
+    env_timeout: Annotated[float, Range(0, above=True)] = 60.0
+    """seconds after which a silent worker of --backend async counts as dead"""
+    env_restarts: Annotated[int, Range(0)] = 0
+    """how often environments whose worker died are started again; then the run saves and stops with exit status 6"""

@@ -85,6 +85,10 @@ class Ranks:
         """True on every rank if `flag` is on one. Goes over the CPU, so it doesn't wait for CUDA work."""
         return flag
 
+    def gather(self, saved: Any) -> list[Any]:
+        """On rank 0 what every rank handed in, in order: tensors and plain types. Nothing on the others."""
+        return [saved]
+
     def barrier(self) -> None:
         """Wait until every rank is here. Goes over the CPU."""
 
@@ -128,6 +132,11 @@ class RankGroup(Ranks):
         raised = torch.tensor([float(flag)])
         self._guard(self._dist.all_reduce, raised, group=self._control)
         return bool(raised.item())
+
+    def gather(self, saved: Any) -> list[Any]:
+        found: list[Any] = [None] * self.world_size
+        self._guard(self._dist.gather_object, saved, found if self.is_main else None, dst=0, group=self._control)
+        return found if self.is_main else []
 
     def barrier(self) -> None:
         self._guard(self._dist.barrier, group=self._control)

@@ -127,8 +127,9 @@ class CategoricalHead(nn.Module):
 
     def sample(self, logits: Tensor, noise: Tensor) -> Tensor:
         """Draw actions (M,) int64 from logits (M, n) with noise (M,)."""
-        below = logits.softmax(-1).cumsum(-1)[..., :-1] <= noise[..., None]
-        return below.sum(-1)
+        total = logits.softmax(-1).cumsum(-1)
+        # Relative to the last sum, which rounding leaves a little below 1: a forbidden last action is never drawn.
+        return (total[..., :-1] <= noise[..., None] * total[..., -1:]).sum(-1)
 
     def mode(self, logits: Tensor) -> Tensor:
         """The most likely actions (M,)."""
@@ -178,19 +179,19 @@ class MultiCategoricalHead(nn.Module):
 
 
 class GaussianHead(nn.Module):
-    """A diagonal Gaussian with a state-independent log standard deviation, learned from 0. Noise: standard normal.
+    """A diagonal Gaussian with a state-independent log standard deviation, learned from `log_std`. Noise: normal.
 
     The log-probability is of the action drawn; clipping it to the bounds is the environment's side.
     """
 
     max_entropy = math.inf
 
-    def __init__(self, action_dim: int) -> None:
+    def __init__(self, action_dim: int, log_std: float = 0.0) -> None:
         super().__init__()
         self.outputs = action_dim
         self.action_shape = (action_dim,)
         self.action_dtype = torch.float32
-        self.log_std = nn.Parameter(torch.zeros(action_dim))
+        self.log_std = nn.Parameter(torch.full((action_dim,), log_std))
 
     def draw_noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         """Standard normal numbers: shape + (A,)."""
@@ -212,14 +213,26 @@ class GaussianHead(nn.Module):
         return log_prob, entropy.expand_as(log_prob)
 
 
-def make_head(space: spaces.Space) -> CategoricalHead | MultiCategoricalHead | GaussianHead:
-    """The head for an action space: Discrete, MultiDiscrete (flat) or Box (flat). ValueError names any other."""
+FORBIDDEN = -1e9
+
+
+def masked(logits: Tensor, allowed: Tensor) -> Tensor:
+    """Logits (M, n) with -1e9 where `allowed` (M, n) is 0: probability 0, no gradient (Huang & Ontañón 2022)."""
+    return torch.where(allowed > 0, logits, FORBIDDEN)
+
+
+def make_head(space: spaces.Space, log_std: float = 0.0) -> CategoricalHead | MultiCategoricalHead | GaussianHead:
+    """The head for an action space: Discrete, MultiDiscrete (flat) or Box (flat). ValueError names any other.
+
+    Args:
+        log_std: of a Gaussian at the start.
+    """
     if isinstance(space, spaces.Discrete):
         return CategoricalHead(int(space.n))
     if isinstance(space, spaces.MultiDiscrete) and space.nvec.ndim == 1:
         return MultiCategoricalHead(space.nvec.tolist())
     if isinstance(space, spaces.Box) and len(space.shape) == 1:
-        return GaussianHead(space.shape[0])
+        return GaussianHead(space.shape[0], log_std)
     raise ValueError(f"--env-id: action space {space} is not supported; Discrete, MultiDiscrete and Box are")
 
 

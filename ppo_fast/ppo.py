@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -47,8 +48,9 @@ def _reverse_sum(delta: Tensor, carry: Tensor) -> Tensor:
         # NumPy's calls on rows this short cost a third of torch's, and unrolling T of them for the compiler 20 seconds.
         result = delta.detach().clone()
         rows, factors = result.numpy(), carry.detach().numpy()
-        for t in range(len(rows) - 2, -1, -1):
-            rows[t] += factors[t] * rows[t + 1]
+        with np.errstate(all="ignore"):  # NaN and infinity are looked for by the program
+            for t in range(len(rows) - 2, -1, -1):
+                rows[t] += factors[t] * rows[t + 1]
         return result
     rows = list(delta.unbind())
     for t in range(len(rows) - 2, -1, -1):
@@ -74,8 +76,25 @@ def _shifted(x: Tensor, valid: Tensor | None) -> Tensor:
     return x - x.gather(0, valid.flatten().long().argmax(0, keepdim=True))
 
 
-def normalize_advantage(advantage: Tensor, valid: Tensor | None = None) -> Tensor:
-    """(A - mean) / (std + 1e-8) over a minibatch (M,); a single row or equal rows give zeros, never NaN."""
+def advantage_sums(advantage: Tensor, valid: Tensor | None = None) -> Tensor:
+    """Count, sum and sum of squares (3,) float64 of the valid rows of a minibatch: what processes add up."""
+    rows = advantage.double() if valid is None else torch.where(valid, advantage.double(), 0.0)
+    count = valid.sum() if valid is not None else torch.tensor(advantage.numel(), device=advantage.device)
+    return torch.stack([count.double(), rows.sum(), (rows * rows).sum()])
+
+
+def normalize_advantage(advantage: Tensor, valid: Tensor | None = None, sums: Tensor | None = None) -> Tensor:
+    """(A - mean) / (std + 1e-8) over a minibatch (M,); a single row or equal rows give zeros, never NaN.
+
+    Args:
+        sums: `advantage_sums` of a minibatch that is spread over processes, of which `advantage` is one part.
+    """
+    if sums is not None:
+        mean = sums[1] / sums[0].clamp(min=1)
+        # Equal rows leave a rounding error here, 1e-16 of the square: less than 1e-12 of it is no variance.
+        total = sums[2] - sums[1] * mean
+        variance = torch.where(total > 1e-12 * sums[2], total, 0.0) / (sums[0] - 1).clamp(min=1)
+        return torch.where(variance > 0, (advantage - mean) / (variance.sqrt() + 1e-8), 0.0).float()
     advantage = _shifted(advantage, valid)
     mean = masked_mean(advantage, valid)
     count = advantage.numel() if valid is None else valid.sum()
@@ -171,13 +190,24 @@ class Learner(NamedTuple):
     step: Tensor  # () float, updates so far
     learning_rate: Tensor  # () float: changed in place, so that annealing recompiles nothing
     active: Tensor  # () bool: while false, `adam_` with `only_if_active` changes nothing
+    sound: Tensor  # () bool: false once anything in this iteration was NaN or infinite
 
 
 def new_learner(theta: Tensor, learning_rate: float) -> Learner:
     """The learner at the start of training; theta (P,) is taken, not copied."""
     scalars = (torch.zeros((), device=theta.device), torch.full((), learning_rate, device=theta.device))
-    active = torch.ones((), dtype=torch.bool, device=theta.device)
-    return Learner(theta, torch.zeros_like(theta), torch.zeros_like(theta), *scalars, active)
+    flags = (torch.ones((), dtype=torch.bool, device=theta.device) for _ in range(2))
+    return Learner(theta, torch.zeros_like(theta), torch.zeros_like(theta), *scalars, *flags)
+
+
+def adapt_(learning_rate: Tensor, kl: Tensor, desired_kl: float, low: float = 1e-5, high: float = 1e-2) -> None:
+    """Move the learning rate () towards updates of the wanted size, in place and without the host looking.
+
+    Divided by 1.5 where kl () is above twice desired_kl, multiplied by 1.5 where it is below half of it, within [low,
+    high]: the rule of rsl_rl's and rl_games' trainers. NaN changes nothing.
+    """
+    factor = torch.where(kl > 2 * desired_kl, 1 / 1.5, torch.where(kl < desired_kl / 2, 1.5, 1.0))
+    learning_rate.copy_(torch.where(factor == 1.0, learning_rate, (learning_rate * factor).clamp(low, high)))
 
 
 def adam_(
@@ -194,7 +224,7 @@ def adam_(
         only_if_active: look at `learner.active`, on the device: a KL stop then ends an epoch without the host looking.
     """
     beta1, beta2 = betas
-    theta, moment1, moment2, step, learning_rate, active = learner
+    theta, moment1, moment2, step, learning_rate, active = learner[:6]
     count = step + 1
     first = torch.lerp(moment1, gradient, 1 - beta1)
     second = moment2 * beta2 + (1 - beta2) * gradient * gradient

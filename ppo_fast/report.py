@@ -49,12 +49,18 @@ class Report:
             if item.severity == "stop":
                 raise FloatingPointError(item.text)
 
+    def recall(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        """Take in the rows that a resumed run has already written, as if they had been logged here."""
+        for row in rows:
+            advice = self.health.update(row)
+            self.console.update(row, advice)
+
     def say(self, lines: Sequence[str]) -> None:
         """Print lines of their own."""
         for line in lines:
             self.console.message(line)
 
-    def finish(self, result: Mapping[str, Any], speed: Sequence[str] = ()) -> None:
-        """Write the result and the curves, and print the summary, with lines about its speed."""
-        self.run.finish(result)
+    def finish(self, result: Mapping[str, Any], speed: Sequence[str] = (), draw: Any = None) -> None:
+        """Write the result and, with `draw`, the curves, and print the summary, with lines about its speed."""
+        self.run.finish(result, draw)
         self.console.summary(result, self.health.summary(), self.run.folder, measured=speed)

@@ -8,25 +8,19 @@ M minibatch, S observation shape, A action dimensions, P parameters.
 """
 
 import math
-import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ppo_fast import capture, checkpoint, cli, envs as environments, networks, play, ppo, profiling, speed, verify
+from ppo_fast import capture, cli, distributed, envs as environments, networks, normalize, ppo, session
 from ppo_fast.cli import Range
-from ppo_fast.console import Console
 from ppo_fast.episodes import episode_stats
-from ppo_fast.health import Health
-from ppo_fast.interrupt import StopSignal
-from ppo_fast.report import Report
-from ppo_fast.tracking import Run
 
 Rows = tuple[Tensor, ...]
 
@@ -35,20 +29,18 @@ Rows = tuple[Tensor, ...]
 class Args(cli.RunFlags):
     """The flags of the algorithm; names and meaning are CleanRL's where it has them."""
 
-    env_id: str = "CartPole-v1"
-    """gymnasium id; `module:Env-v0` imports the module first"""
-    backend: str = "auto"
-    """how the environments run: auto, tensor, entry_point, sync or async"""
-    total_timesteps: Annotated[int, Range(1)] = 500_000
-    """environment steps, all environments together"""
     learning_rate: Annotated[float, Range(0)] = 2.5e-3
     """Adam's learning rate at the start"""
     num_envs: Annotated[int, Range(1)] = 64
-    """N, parallel environments"""
+    """N, parallel environments, all processes together"""
     num_steps: Annotated[int, Range(1)] = 64
     """T, steps of each environment between two updates"""
     anneal_lr: bool = True
-    """lower the learning rate linearly to 0"""
+    """--no-anneal-lr is --lr-schedule constant"""
+    lr_schedule: Literal["linear", "constant", "kl"] = "linear"
+    """of the learning rate: linearly to 0, constant, or up and down so that approx_kl stays near desired_kl"""
+    desired_kl: Annotated[float, Range(0, above=True)] = 0.01
+    """approx_kl of an update that --lr-schedule kl aims at"""
     gamma: Annotated[float, Range(0, 1)] = 0.99
     """discount γ"""
     gae_lambda: Annotated[float, Range(0, 1)] = 0.95
@@ -59,6 +51,10 @@ class Args(cli.RunFlags):
     """K, passes over each rollout"""
     norm_adv: bool = True
     """normalise advantages in each minibatch"""
+    norm_obs: bool = False
+    """normalise observations by their running mean and variance"""
+    norm_reward: bool = False
+    """scale rewards by the running deviation of the discounted return"""
     clip_coef: Annotated[float, Range(0, above=True)] = 0.2
     """ε of the clipped surrogate"""
     clip_vloss: bool = True
@@ -71,9 +67,10 @@ class Args(cli.RunFlags):
     """largest 2-norm of the gradient"""
     target_kl: Annotated[float | None, Range(0, above=True)] = None
     """stop the epochs of an iteration once approx_kl is above this"""
-
     hidden_sizes: Annotated[tuple[int, ...], Range(1)] = (64, 64)
     """units of the hidden tanh layers"""
+    log_std_init: Annotated[float, Range(-20, 20)] = 0.0
+    """log standard deviation of a continuous policy at the start"""
     shared_backbone: bool = False
     """one network with a policy and a value head, instead of two networks"""
 
@@ -97,13 +94,15 @@ class Args(cli.RunFlags):
 
 
 class Agent(nn.Module):
-    """Actor and critic: two networks, or one backbone with two heads. Observations are (..., *S)."""
+    """Actor and critic: two networks, or one backbone with two heads. Observations are (..., *S), as they come."""
 
     def __init__(self, envs: Any, args: Args, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.obs_shape = envs.single_observation_space.shape
-        self.head = networks.make_head(envs.single_action_space)
-        sizes = [math.prod(self.obs_shape), *args.hidden_sizes]
+        self.obs_shape, self.mask_size = envs.single_observation_space.shape, envs.mask_size
+        self.head = networks.make_head(envs.single_action_space, args.log_std_init)
+        sizes = [math.prod(self.obs_shape) - self.mask_size, *args.hidden_sizes]
+        self.normalize_obs = normalize.Observations(sizes[0]) if args.norm_obs else None
+        self.normalize_reward = normalize.Rewards(args.num_envs, args.gamma) if args.norm_reward else None
         self.backbone, dtype = None, torch.bfloat16 if args.precision == "bf16" else None
         if args.shared_backbone:
             self.backbone = networks.MLP(sizes, math.sqrt(2), generator, activate_last=True, dtype=dtype)
@@ -111,10 +110,21 @@ class Agent(nn.Module):
         self.actor = networks.MLP([*sizes, self.head.outputs], 0.01, generator, dtype=dtype)
         self.critic = networks.MLP([*sizes, 1], 1.0, generator, dtype=dtype)
 
-    def features(self, obs: Tensor) -> Tensor:
-        """Input of actor and critic: (M, D)."""
+    def inputs(self, obs: Tensor) -> Tensor:
+        """The numbers in an observation, without the action mask that may stand at its end: (M, D)."""
         x = obs.flatten(obs.ndim - len(self.obs_shape)) if len(self.obs_shape) > 1 else obs
+        return x[..., : -self.mask_size] if self.mask_size else x
+
+    def features(self, obs: Tensor) -> Tensor:
+        """Input of actor and critic."""
+        x = self.inputs(obs)
+        x = x if self.normalize_obs is None else self.normalize_obs(x)
         return x if self.backbone is None else self.backbone(x)
+
+    def policy(self, obs: Tensor, features: Tensor) -> Tensor:
+        """Logits, or means of a Gaussian; what the environment forbids has no probability."""
+        outputs = self.actor(features)
+        return networks.masked(outputs, obs[..., -self.mask_size :]) if self.mask_size else outputs
 
     def value(self, obs: Tensor) -> Tensor:
         """V(s): (M, *S) -> (M,)."""
@@ -122,14 +132,14 @@ class Agent(nn.Module):
 
     def act(self, obs: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
         """Actions (N, ...), drawn with noise or, without it, the most likely ones; and their log-probabilities (N,)."""
-        outputs = self.actor(self.features(obs))
+        outputs = self.policy(obs, self.features(obs))
         action = self.head.mode(outputs) if noise is None else self.head.sample(outputs, noise)
         return action, self.head.log_prob_entropy(outputs, action)[0]
 
     def forward(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probability and entropy of the policy, and V: each (M,)."""
         features = self.features(obs)
-        log_prob, entropy = self.head.log_prob_entropy(self.actor(features), action)
+        log_prob, entropy = self.head.log_prob_entropy(self.policy(obs, features), action)
         return log_prob, entropy, self.critic(features).squeeze(-1)
 
 
@@ -194,26 +204,33 @@ def collect_from_host(act: Callable, agent: Agent, envs: Any, obs: Tensor, noise
     return obs
 
 
-def advantages(agent: Agent, args: Args, rollout: Rollout, value: Tensor, valid: Tensor | None) -> Rows:
-    """Advantages, returns (T, N) and the explained variance () from the rollout and V of its T + 1 observations."""
+def advantages(
+    agent: Agent, args: Args, rollout: Rollout, reward: Tensor, value: Tensor, valid: Tensor | None
+) -> tuple[Batch, Tensor]:
+    """The batch and the explained variance () from the rollout, its rewards (T, N) and V of its T + 1 observations."""
     cut, next_value = rollout.truncated & ~rollout.terminated, value[1:]
     if value.is_cuda:
         next_value = torch.where(cut, agent.value(rollout.final_obs), next_value)
     else:  # where the host may look, only the few truncated rows cost a forward pass
         rows = cut.nonzero(as_tuple=True)
         next_value = next_value.index_put(rows, agent.value(rollout.final_obs[rows]))
+    value = value[:-1]
     flags = (rollout.terminated, rollout.truncated)
-    advantage, returns = ppo.gae(rollout.reward, value[:-1], next_value, *flags, args.gamma, args.gae_lambda)
-    return advantage, returns, ppo.explained_variance(value[:-1], returns, valid)
+    advantage, returns = ppo.gae(reward, value, next_value, *flags, args.gamma, args.gae_lambda)
+    columns = (rollout.obs, rollout.action, rollout.log_prob, advantage, returns, value, valid)
+    batch = Batch._make(x if x is None else x.flatten(0, 1) for x in columns)
+    return batch, ppo.explained_variance(value, returns, valid)
 
 
-def loss(parameters: dict[str, Tensor], agent: Agent, args: Args, batch: Batch) -> tuple[Tensor, Tensor]:
+def loss(
+    parameters: dict[str, Tensor], agent: Agent, args: Args, batch: Batch, sums: Tensor | None
+) -> tuple[Tensor, Tensor]:
     """PPO's loss on one minibatch (M rows) and the statistics STATISTICS[:-1]."""
     log_prob, entropy, value = functional_call(agent, parameters, (batch.obs, batch.action))
     log_ratio = log_prob - batch.log_prob
     ratio = log_ratio.exp()
     valid = batch.valid
-    advantage = ppo.normalize_advantage(batch.advantage, valid) if args.norm_adv else batch.advantage
+    advantage = ppo.normalize_advantage(batch.advantage, valid, sums) if args.norm_adv else batch.advantage
     policy_loss = ppo.policy_loss(ratio, advantage, args.clip_coef, valid)
     value_clip = args.clip_coef if args.clip_vloss else None
     value_loss = ppo.value_loss(value, batch.value, batch.returns, value_clip, valid)
@@ -225,47 +242,74 @@ def loss(parameters: dict[str, Tensor], agent: Agent, args: Args, batch: Batch) 
 
 
 STATISTICS = ("policy_loss", "value_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "grad_norm")
-LOSSES = (f"losses/{name}" for name in (*STATISTICS, "explained_variance"))
-METRICS = (*LOSSES, "charts/episodic_return", "charts/episodic_length", "steps")
+LOSSES = (*(f"losses/{name}" for name in (*STATISTICS, "explained_variance")), "charts/learning_rate")
+METRICS = (*LOSSES, "returns", "lengths", "episodes", "steps", "broken")  # means, then sums over processes
 
 
-def update(agent: Agent, args: Args, learner: ppo.Learner, batch: Batch, index: Tensor) -> Tensor:
-    """Loss, backward, clip and Adam on the rows `index` (M,) of the batch; returns STATISTICS as one tensor."""
+def gradient(agent: Agent, args: Args, theta: Tensor, batch: Batch, index: Tensor, sums: Tensor | None) -> Tensor:
+    """Forward and backward on the rows `index` (M,) of the batch: the gradient and STATISTICS[:-1], (P + 6,)."""
     minibatch = Batch._make(rows if rows is None else rows[index] for rows in batch)
     shapes = {name: parameter.shape for name, parameter in agent.named_parameters()}
-    parameters = networks.unflatten(learner.theta, shapes)
-    gradients, _, statistics = ppo.value_and_gradients(loss, parameters, agent, args, minibatch)
-    gradient, norm = ppo.clip_gradient(networks.flatten(gradients), args.max_grad_norm)
-    ppo.adam_(learner, gradient, only_if_active=args.target_kl is not None)
-    return torch.cat([statistics, norm[None]])
+    parameters = networks.unflatten(theta, shapes)
+    gradients, _, statistics = ppo.value_and_gradients(loss, parameters, agent, args, minibatch, sums)
+    return torch.cat([networks.flatten(gradients), statistics])
 
 
-def learn(args: Args, update: Callable[[Batch, Tensor], Tensor], batch: Batch, active: Tensor, draw: Any) -> Tensor:
+def step(args: Args, learner: ppo.Learner, found: Tensor) -> Tensor:
+    """Clip and Adam with what `gradient` found; returns STATISTICS as one tensor. NaN and infinity move nothing."""
+    size = len(STATISTICS) - 1
+    direction, norm = ppo.clip_gradient(found[:-size], args.max_grad_norm)
+    statistics = torch.cat([found[-size:], norm[None]])
+    learner.sound.logical_and_(statistics.isfinite().all())
+    learner.active.logical_and_(learner.sound)
+    ppo.adam_(learner, direction, only_if_active=True)
+    return statistics
+
+
+def update(
+    agent: Agent, args: Args, learner: ppo.Learner, ranks: distributed.Ranks, find: Callable, apply: Callable,
+    batch: Batch, index: Tensor,
+) -> Tensor:  # fmt: skip
+    """Loss, backward, clip and Adam on the rows `index` (M,) of the batch; returns STATISTICS as one tensor."""
+    sums = None
+    if ranks.world_size > 1:  # advantages are normalised over the rows of all processes
+        valid = None if batch.valid is None else batch.valid[index]
+        sums = ranks.sum_(ppo.advantage_sums(batch.advantage[index], valid))
+    return apply(args, learner, ranks.average_(find(agent, args, learner.theta, batch, index, sums)))
+
+
+def learn(args: Args, update: Callable[..., Tensor], batch: Batch, learner: ppo.Learner, draw: Any) -> Tensor:
     """K epochs of shuffled minibatches; returns the mean of STATISTICS over the updates made, on the device."""
     sizes = list(ppo.minibatch_sizes(args.batch_size, args.num_minibatches))
-    active.fill_(True)
-    rows, made = [], []
+    rows, made, active = [], [], learner.active
     for _ in range(args.update_epochs):
         for index in torch.randperm(args.batch_size, generator=draw, device=draw.device).split(sizes):
             made.append(active.float())
             rows.append(update(batch, index))
+        approx_kl = rows[-1][STATISTICS.index("approx_kl")]
+        if args.lr_schedule == "kl" and len(rows) > 1:  # before the first update it is 0, or a rounding
+            ppo.adapt_(learner.learning_rate, approx_kl, args.desired_kl)
         if args.target_kl is not None:
-            active.logical_and_(rows[-1][STATISTICS.index("approx_kl")] <= args.target_kl)
+            active.logical_and_(approx_kl <= args.target_kl)
             if not active.is_cuda and not active:  # a GPU would stall on a look: there the other updates do nothing
                 break
     weight = torch.stack(made)[:, None]
     return (torch.stack(rows) * weight).sum(0) / weight.sum()
 
 
-def make_iteration(args: Args, envs: Any, agent: Agent, learner: ppo.Learner, fast: bool) -> capture.Phases:
+def make_iteration(
+    args: Args, envs: Any, agent: Agent, learner: ppo.Learner, fast: bool, ranks: distributed.Ranks | None = None
+) -> capture.Phases:
     """One iteration in two phases, the second of which returns METRICS as one device tensor.
 
     *Executables*: the one block where anything is compiled or captured; `fast` asks for it.
     """
+    ranks = ranks or distributed.Ranks(envs.device)
     wrap, small = capture.compiled if fast else capture.eager, args.num_envs < capture.FEW_ENVS
-    fused_act, fused_collect = wrap(Agent.act, small), wrap(collect, small)
-    fused_value, fused_update = wrap(Agent.value), wrap(update)
-    on_device, device = isinstance(envs, environments.TensorVectorEnv), envs.device
+    fused_act, fused_collect, fused_value = wrap(Agent.act, small), wrap(collect, small), wrap(Agent.value)
+    whole = (wrap(update), gradient, step) if ranks.world_size == 1 else (update, wrap(gradient), wrap(step))
+    fused_update = partial(whole[0], agent, args, learner, ranks, *whole[1:])
+    on_device, device = isinstance(envs, environments.TensorVectorEnv), ranks.device
     chunk = capture.CHUNK if fast and device.type == "cpu" else args.num_steps
 
     draw = torch.Generator(device).manual_seed(args.seed)
@@ -287,103 +331,68 @@ def make_iteration(args: Args, envs: Any, agent: Agent, learner: ppo.Learner, fa
             capture.assign((x[part] for x in rollout[:-1]), rows)
 
     def learn_phase() -> Tensor:
-        value = fused_value(agent, torch.cat([rollout.obs, obs[None]]))
-        advantage, returns, explained = advantages(agent, args, rollout, value, valid)
-        estimate.copy_(advantage)
-        columns = (rollout.obs, rollout.action, rollout.log_prob, advantage, returns, value[:-1], valid)
-        batch = Batch._make(x if x is None else x.flatten(0, 1) for x in columns)
-        statistics = learn(args, partial(fused_update, agent, args, learner), batch, learner.active, draw)
-        ended = episode_stats(rollout.reward, rollout.terminated | rollout.truncated, valid, *carry)
-        capture.assign(carry, (ended.carry_return, ended.carry_length))
-        means = (ended.return_sum / ended.count, ended.length_sum / ended.count)  # NaN where no episode ended
-        return torch.cat([statistics, *(x[None] for x in (explained, *means, rollout.valid.sum()))])
+        value, ended = fused_value(agent, torch.cat([rollout.obs, obs[None]])), rollout.terminated | rollout.truncated
+        broken = ranks.sum_((~capture.all_finite(rollout.obs, rollout.reward, value)).double())
+        learner.sound.copy_(broken == 0)
+        learner.active.copy_(learner.sound)
+        shared, reward = {"valid": valid, "sound": learner.sound, "reduce": ranks.sum_}, rollout.reward
+        if agent.normalize_reward is not None:
+            reward = agent.normalize_reward.update_(reward, ended, **shared)
+        batch, explained = advantages(agent, args, rollout, reward, value, valid)
+        estimate.copy_(batch.advantage.view_as(estimate))
+        statistics = learn(args, fused_update, batch, learner, draw)
+        if agent.normalize_obs is not None:  # after the updates: they are of the policy that acted
+            agent.normalize_obs.update_(agent.inputs(rollout.obs), **shared)
+        episodes = episode_stats(rollout.reward, ended, valid, *carry)
+        capture.assign(carry, (episodes.carry_return, episodes.carry_length))
+        sums = (*episodes[:3], rollout.valid.sum(), ~learner.sound)
+        return torch.cat([statistics, torch.stack([x.double() for x in (explained, learner.learning_rate, *sums)])])
+
+    def restart(seed: int | None) -> None:  # None: in new workers
+        obs.copy_(envs.restart() if seed is None else envs.reset(seed=seed)[0])
+        for name in (name for name in state if "carry" in name):  # of the episodes that were running
+            state[name].zero_()
 
     state = learner._asdict() | {f"rollout.{name}": x for name, x in rollout._asdict().items()} | {"obs": obs}
     state |= {"carry_return": carry[0], "carry_length": carry[1], "advantage": estimate}
+    state |= {f"agent.{name}": x for name, x in agent.named_buffers()}
     state |= {f"env{i}": x for i, x in enumerate(envs.state)} if on_device else {}
-    generators = [draw, envs.generator] if on_device else [draw]
     one_thread = not fast and args.batch_size <= capture.FEW_ROWS * args.num_minibatches
-    phases = capture.Phases(collect_phase, learn_phase, state, generators, one_thread)
+    generators, begin = ([draw, envs.generator], None) if on_device else ([draw], restart)
+    phases = capture.Phases(collect_phase, learn_phase, state, generators, one_thread, begin)
     if fast:
-        phases = phases.ready(device, graph_collect=on_device)
-    if not on_device:  # trying it out has moved it
-        obs.copy_(envs.reset(seed=args.seed)[0])
+        phases.ready(device)
+    if fast and not on_device:  # trying it out has moved them
+        restart(args.seed)
     return phases
 
 
 def setup(args: Args, device: torch.device) -> tuple[Any, Agent, ppo.Learner]:
     """Environments, agent and learner. The flags alone decide them: equal flags give equal ones."""
-    envs = environments.make(args.env_id, args.num_envs, device, args.backend)
+    envs = environments.make(args.env_id, args.num_envs, device, args.backend, timeout=args.env_timeout)
     agent = Agent(envs, args, torch.Generator().manual_seed(args.seed)).to(device)
     return envs, agent, ppo.new_learner(networks.flatten_parameters(agent), args.learning_rate)
 
 
 def train(args: Args, watch: capture.Stopwatch | None = None) -> dict[str, Any]:
     """Train, evaluate, leave a run folder; returns what result.json holds. A flag that can't work is a ValueError."""
-    watch = watch or capture.Stopwatch()
+    args, origin = session.settle(args)
     args.check()
     device = capture.prepare(args)
     if args.verify:
-        return compare_paths(args, device)
-    envs, agent, learner = setup(args, device)
-    parameters, total = sum(p.numel() for p in agent.parameters()), args.num_iterations * args.batch_size
-    fast, wording = capture.decide(args, device, parameters)
-    facts = asdict(args) | {"batch_size": args.batch_size, "num_iterations": args.num_iterations}
-    facts |= {"parameters": parameters, "backend_used": envs.backend, "execution": wording}
-    facts |= capture.versions(device, args.cuda)
-    console = Console(total, args.quiet, f"ppo_fast {args.env_id}")
-    with console, Run.from_flags(facts, console.message) as run, StopSignal() as stop:
-        report = Report(console, run, Health(total, agent.head.max_entropy), facts)
-        watch.lap("startup")
-        if fast:
-            console.phase("compiling")
-        iteration = make_iteration(args, envs, agent, learner, fast)
-        watch.lap("compile")
-        result = loop(args, iteration, learner, report, stop)
-        watch.lap("train")
-        checkpoint.save_policy(run.folder, agent.state_dict(), facts)
-        if args.eval_episodes and "stopped" not in result:
-            console.phase("evaluating")
-            backend = "sync" if envs.backend == "async" else envs.backend  # not a process for each of 100 episodes
-            fresh = environments.make(args.env_id, args.eval_episodes, device, backend)
-            result |= capture.eager(play.evaluate, one_thread=True)(fresh, agent, args.seed)
-        if args.capture_video:
-            filmed = environments.make(args.env_id, 1, device, "sync", render_mode="rgb_array")
-            play.record(filmed, agent, args.seed, run.subfolder("videos") / "greedy.mp4")
-        watch.lap("eval")
-        result["speed"] = speed.of_run(args, envs, agent, iteration, result, watch.seconds)
-        if args.profile:
-            report.say(profiling.profile(lambda: iteration().tolist(), run.folder, device).lines)
-        watch.lap("report")
-        result["seconds"] = watch.seconds
-        report.finish(result, speed.lines(result["speed"]))
-    envs.close()
-    return result
-
-
-def compare_paths(args: Args, device: torch.device) -> dict[str, Any]:
-    """`--verify`: the fast path beside the eager fp32 one, from equal state and noise; exit status 4 if they part."""
-    fast = make_iteration(args, *setup(args, device), fast=True)
-    exact = replace(args, precision="fp32")
-    eager = make_iteration(exact, *setup(exact, device), fast=False)
-    holds = verify.compare(fast, eager, args.verify, print, METRICS, capture.ROUNDING[args.precision])
-    return {"verified": holds, "exit_status": 0 if holds else 4}
-
-
-def loop(args: Args, iteration: capture.Phases, learner: Any, report: Report, stop: StopSignal) -> dict[str, Any]:
-    """The training loop: anneal, iterate, read the metrics once, log."""
-    started, global_step, first, result = time.perf_counter(), 0, 0.0, {}
-    for i in range(args.num_iterations):
-        rate = args.learning_rate * (1.0 - i / args.num_iterations if args.anneal_lr else 1.0)
-        learner.learning_rate.fill_(rate)
-        row = dict(zip(METRICS, iteration().tolist(), strict=True))  # the iteration's only look at the device
-        global_step += int(row.pop("steps"))
-        result = {"global_step": global_step, "sps": global_step / (time.perf_counter() - started)}
-        result["first_iteration_seconds"] = first = first or time.perf_counter() - started
-        report.log(row | {"global_step": global_step, "charts/SPS": result["sps"], "charts/learning_rate": rate})
-        if stop.requested:
-            return result | {"stopped": stop.name, "exit_status": stop.exit_status}
-    return result
+        return session.compare_paths(args, setup, make_iteration, METRICS, device)
+    with distributed.init(device) as ranks, session.Session(args, ranks, origin, watch) as run:
+        share = run.share(args)  # of the environments, for this process
+        envs, agent, learner = setup(share, ranks.device)
+        ranks.broadcast_(learner.theta)
+        fast = run.start(envs, agent)
+        iteration = make_iteration(share, envs, agent, learner, fast, ranks)
+        for i in run.iterations(iteration):
+            if args.lr_schedule != "kl":
+                left = 1.0 - i / args.num_iterations if args.lr_schedule == "linear" and args.anneal_lr else 1.0
+                learner.learning_rate.fill_(args.learning_rate * run.rate_factor * left)
+            run.record(iteration, METRICS)
+        return run.finish(envs, agent, iteration)
 
 
 if __name__ == "__main__":

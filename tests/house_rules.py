@@ -36,6 +36,7 @@ MAX_FILE_LINES = 400
 MAX_NESTING = 3
 PROGRAM = re.compile(r"ppo_fast\.(train(_\w+)?|evaluate|plot|compare|replay)")
 KINDS = ("PROGRAM", "MATH", "PLUMBING")
+TIE = "ppo_fast.session"  # the one module besides the programs that may import leaves, and so none of them imports it
 LAZY = {"wandb", "matplotlib", "moviepy", "pygame"}
 PURE_CALLS = {
     *("bool", "dict", "float", "frozenset", "int", "len", "list", "range", "set", "sorted", "str", "tuple", "type"),
@@ -81,8 +82,11 @@ def functions(tree: ast.AST) -> Iterator[Function]:
 
 
 def leaves_import_no_leaf(module: str, source: str) -> list[str]:
-    """A leaf imports nothing of ppo_fast; files within ppo_fast/envs may import each other."""
-    if is_program(module):
+    """A leaf imports nothing of ppo_fast; files within ppo_fast/envs may import each other.
+
+    `TIE` connects the plumbing for all programs, which would otherwise repeat a screen of it each.
+    """
+    if is_program(module) or module == TIE:
         return []
     home = "ppo_fast.envs" if module.startswith("ppo_fast.envs.") else None
     names = {name for name in imported(module, ast.parse(source)) if name.startswith("ppo_fast.")}

@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import torch
 
-from ppo_fast import checkpoint
+from ppo_fast import checkpoint, randomness
 from ppo_fast.checkpoint import DamagedCheckpoint
 
 REPOSITORY = Path(__file__).parents[1]
@@ -562,10 +562,10 @@ def draws() -> list[float]:
 
 def test_generators_continue_after_a_file(tmp_path: Path) -> None:
     draws()
-    path = checkpoint.save(tmp_path, 0, checkpoint.rng_state())
+    path = checkpoint.save(tmp_path, 0, randomness.rng_state())
     expected = draws()
     draws()
-    checkpoint.set_rng_state(checkpoint.load(path))
+    randomness.set_rng_state(checkpoint.load(path))
     assert draws() == expected
     assert draws() != expected
 
@@ -574,19 +574,19 @@ def test_cuda_generators_continue() -> None:
     if not torch.cuda.is_available():
         pytest.skip("needs CUDA")
     torch.randn(3, device="cuda")
-    state = checkpoint.rng_state()
+    state = randomness.rng_state()
     expected = torch.randn(5, device="cuda")
-    checkpoint.set_rng_state(state)
+    randomness.set_rng_state(state)
     assert torch.equal(torch.randn(5, device="cuda"), expected)
 
 
 def test_cuda_states_of_more_devices_than_here_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    state = checkpoint.rng_state()
+    state = randomness.rng_state()
     state["cuda"] = ["first", "second", "third"]
     given = []
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *arguments: given.append(arguments))
-    checkpoint.set_rng_state(state)
+    randomness.set_rng_state(state)
     assert given == [("first", 0), ("second", 1)]
 
 

@@ -470,3 +470,33 @@ def test_the_agents_three_entrances_agree():
         torch.testing.assert_close(value, module.value(obs))
         assert entropy.shape == value.shape == (6,)
         assert torch.equal(module.act(obs, None)[0], module.actor(module.features(obs)).argmax(-1))
+
+
+def test_a_forbidden_action_has_no_probability_and_is_never_drawn() -> None:
+    head, generator = networks.CategoricalHead(5), torch.Generator().manual_seed(0)
+    logits = torch.randn(20_000, 5, generator=generator) * 3
+    allowed = (torch.rand(20_000, 5, generator=generator) < 0.5).float()
+    allowed[:, 2] = 1.0
+    masked = networks.masked(logits, allowed)
+    noise = torch.rand(20_000, generator=generator)
+    noise[:4] = torch.tensor([0.0, 0.0, 1 - 2**-24, 1 - 2**-24])
+    for action in (head.sample(masked, noise), head.mode(masked)):
+        assert allowed.gather(1, action[:, None]).min() == 1
+    log_prob, entropy = head.log_prob_entropy(masked, head.sample(masked, noise))
+    exact = torch.where(allowed > 0, logits.double(), -math.inf).log_softmax(-1)
+    torch.testing.assert_close(log_prob.double(), exact.gather(1, head.sample(masked, noise)[:, None])[:, 0])
+    expected = -torch.where(allowed > 0, exact.exp() * exact, 0.0).sum(-1)
+    torch.testing.assert_close(entropy.double(), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_forbidden_action_gets_no_gradient() -> None:
+    logits = torch.tensor([[1.0, 2.0, 3.0]], requires_grad=True)
+    masked = networks.masked(logits, torch.tensor([[1.0, 0.0, 1.0]]))
+    log_prob, entropy = networks.CategoricalHead(3).log_prob_entropy(masked, torch.tensor([2]))
+    (log_prob + entropy).sum().backward()
+    assert logits.grad is not None and logits.grad[0, 1] == 0 and logits.grad[0, 0] != 0
+
+
+def test_a_gaussian_starts_at_the_deviation_asked_for() -> None:
+    head = networks.make_head(spaces.Box(-1, 1, (3,)), log_std=-1.5)
+    assert isinstance(head, networks.GaussianHead) and head.log_std.tolist() == [-1.5] * 3

@@ -2,6 +2,7 @@
 # pyright: reportCallIssue=false, reportOptionalMemberAccess=false, reportArgumentType=false
 """The mathematics of PPO against plain loops, hand-computed tables, NumPy in float64 and torch's own optimiser."""
 
+import math
 import random
 from typing import Any
 
@@ -510,3 +511,35 @@ def test_gradients_are_there_even_under_no_grad():
     with torch.no_grad():
         gradients, loss, _ = ppo.value_and_gradients(toy_loss, parameters, x, 0.7)
     assert all(gradient.any() for gradient in gradients.values()) and not loss.requires_grad
+
+
+def test_advantages_spread_over_processes_are_normalised_as_one_minibatch() -> None:
+    advantage = some(1, 64, seed=3)[0] * 7 + 1000
+    valid = torch.arange(64) % 5 != 0
+    sums = sum(ppo.advantage_sums(advantage[part], valid[part]) for part in (slice(0, 30), slice(30, 64)))
+    together = ppo.normalize_advantage(advantage, valid)
+    for part in (slice(0, 30), slice(30, 64)):
+        torch.testing.assert_close(
+            ppo.normalize_advantage(advantage[part], valid[part], sums), together[part], rtol=1e-4, atol=1e-5
+        )
+    for rows in (torch.full((8,), 1e4 / 3), torch.tensor([3.0])):  # equal rows and a single one
+        assert ppo.normalize_advantage(rows, None, ppo.advantage_sums(rows)).tolist() == [0.0] * len(rows)
+
+
+@pytest.mark.parametrize(
+    ("kl", "before", "after"),
+    [
+        (0.03, 3e-4, 2e-4),  # above twice 0.01
+        (0.004, 3e-4, 4.5e-4),  # below half of it
+        (0.01, 3e-4, 3e-4),
+        (0.019, 3e-4, 3e-4),
+        (1.0, 1.2e-5, 1e-5),  # no lower than 1e-5
+        (0.0, 9e-3, 1e-2),  # no higher than 1e-2
+        (math.nan, 3e-4, 3e-4),
+        (0.01, 0.5, 0.5),  # a rate the user chose outside the bounds stays until it is moved
+    ],
+)
+def test_the_learning_rate_follows_the_kl(kl: float, before: float, after: float) -> None:
+    rate = torch.tensor(before)
+    ppo.adapt_(rate, torch.tensor(kl), 0.01)
+    assert rate.item() == pytest.approx(after, rel=1e-6)

@@ -245,7 +245,7 @@ def wait_until(condition: Callable[[], bool], seconds: float = 60) -> None:
 def test_a_nan_reward_ends_training_with_one_line_and_status_3(tmp_path: Path) -> None:
     line = "--env-id odd_envs:NanReward-v0 --num-envs 2 --num-steps 8 --total-timesteps 800"
     done = run_program(tmp_path, line, status=3)
-    assert done.stderr.startswith("error: losses/") and done.stderr.count("\n") == 1
+    assert done.stderr.startswith("error: step 32: reward of environment 0 is nan") and done.stderr.count("\n") == 1
     assert " is nan" in done.stderr and "rewards" in done.stderr
     folder = only_run(tmp_path)
     rows = read_metrics(folder)
@@ -256,7 +256,7 @@ def test_a_nan_reward_ends_training_with_one_line_and_status_3(tmp_path: Path) -
 
 
 def test_a_nan_reward_is_a_floating_point_error_in_python(tmp_path: Path) -> None:
-    with pytest.raises(FloatingPointError, match=r"^losses/\w+ is nan"):
+    with pytest.raises(FloatingPointError, match=r"^step 64: reward of environment 0 is nan"):
         run_here(tmp_path, env_id="odd_envs:NanReward-v0")
 
 
@@ -295,9 +295,10 @@ def spy_on_updates(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], Any]
     calls: list[Any] = []
     real = program.update
 
-    def update(agent: Agent, args: Args, learner: Any, batch: Any, index: Tensor) -> Tensor:
+    def update(agent: Agent, args: Args, learner: Any, *rest: Any) -> Tensor:
+        *how, batch, index = rest
         calls.append((float(learner.learning_rate), batch, index))
-        return real(agent, args, learner, change(batch), index)
+        return real(agent, args, learner, *how, change(batch), index)
 
     monkeypatch.setattr(program, "update", update)
     return calls
@@ -308,7 +309,7 @@ def test_the_learning_rate_falls_linearly(anneal: bool, tmp_path: Path, monkeypa
     calls = spy_on_updates(monkeypatch)
     rows, _, _ = run_here(tmp_path, anneal_lr=anneal, learning_rate=0.01, update_epochs=1, num_minibatches=1)
     expected = [0.01, 0.0075, 0.005, 0.0025] if anneal else [0.01] * 4
-    assert [row["charts/learning_rate"] for row in rows] == pytest.approx(expected, rel=1e-12)
+    assert [row["charts/learning_rate"] for row in rows] == pytest.approx(expected, rel=1e-7)
     assert [rate for rate, _, _ in calls] == pytest.approx(expected, rel=1e-6)
 
 

@@ -7,29 +7,43 @@
     info["final_obs"]   (N, *S)  the true successor state, equal to obs where no episode ended
     info["_final_obs"]  (N,)     bool, where an episode ended
     info["valid"]       (N,)     bool, False for the reset row of a NEXT_STEP environment: never an experience
-    info["action_mask"] (N, n)   bool, where the environment offers one
 
 Discrete actions start at 0 and are (N,); MultiDiscrete and Box actions are flat, (N, A), and Box actions are clipped
-to their bounds. Observations are float32; discrete ones one-hot, dicts and tuples flattened.
+to their bounds. Observations are float32; discrete ones one-hot, dicts and tuples flattened. Where an environment tells
+which of its n discrete actions are allowed, `mask_size` is n and the last n columns of its flat observations say so (1
+allowed, 0 not); elsewhere `mask_size` is 0.
 """
 
+import contextlib
 import difflib
 import importlib
 import inspect
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import gymnasium
 import torch
 from gymnasium import error
 from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector import VectorEnv
 
-from ppo_fast.envs.host import HostVectorEnv, KeepFinalObs
-from ppo_fast.envs.spaces import ActionDecoder, ObservationEncoder
+from ppo_fast.envs import envpool
+from ppo_fast.envs.host import EnvironmentFault, HostVectorEnv
+from ppo_fast.envs.singles import SingleVectorEnv, find_kind
 from ppo_fast.envs.tensor import TensorVectorEnv
+from ppo_fast.envs.workers import WorkerVectorEnv
 
-BACKENDS = ("auto", "tensor", "entry_point", "sync", "async")
+__all__ = [
+    "BACKENDS",
+    "EnvironmentFault",
+    "HostVectorEnv",
+    "TensorVectorEnv",
+    "available_backends",
+    "make",
+]
+
+BACKENDS = ("auto", "tensor", "entry_point", "sync", "async", "envpool")
 
 # Gymnasium's JAX vector environments drop the transition of every environment whenever one of them ends (seen in
 # 1.4.0), so `auto` passes them over; naming the backend still uses them.
@@ -40,40 +54,62 @@ _EXTRAS = {"gymnasium.envs.box2d": "box2d", "gymnasium.envs.mujoco": "mujoco"}
 
 
 def make(
-    env_id: str, num_envs: int, device: torch.device | str = "cpu", backend: str = "auto", **env_kwargs: Any
+    env_id: str,
+    num_envs: int,
+    device: torch.device | str = "cpu",
+    backend: str = "auto",
+    *,
+    timeout: float = 60.0,
+    num_workers: int | None = None,
+    **env_kwargs: Any,
 ) -> TensorVectorEnv | HostVectorEnv:
     """Make N environments behind the contract above.
 
     `auto` takes the first of these that exists and takes `env_kwargs`: a tensor environment, a registered vector
-    entry point, sync. It never takes async: a message to a worker costs more than a step of a light environment. Name
-    it when one step takes far longer than 0.1 ms.
+    entry point, sync. It never takes async, which needs a second CPU and a step that takes longer than a message to a
+    worker, about 0.1 ms. It takes envpool only for an id that gymnasium does not know and envpool does: where both
+    have an id, the environments differ in their rounding, their random numbers and sometimes their observations.
 
     Args:
-        env_id: a gymnasium id; `module:Env-v0` imports the module first, which registers the id.
+        env_id: a gymnasium id, `module:Env-v0` imports the module first, which registers the id; or one of envpool's.
         num_envs: N.
         device: where tensors are returned.
         backend: one of BACKENDS.
-        env_kwargs: for the environment, e.g. `max_episode_steps`; `render_mode` needs the sync backend, and `auto`
-            picks it then.
+        timeout: async only: seconds that one environment may take for a step, a reset or its start; a worker beyond
+            it is a fault.
+        num_workers: async only: processes, each with a block of environments; None for one on each usable CPU.
+        env_kwargs: for the environment, e.g. `max_episode_steps`; `render_mode` needs the sync or envpool backend, and
+            `auto` picks sync then.
 
     Returns:
         An environment with the attributes `backend` (the choice made), `device`, `spec_id` (env_id), `num_envs`,
-        `single_observation_space` (Box) and `single_action_space` (Discrete, MultiDiscrete or Box).
+        `mask_size`, `single_observation_space` (Box) and `single_action_space` (Discrete, MultiDiscrete or Box). Those
+        of sync, async and envpool have `restart`, and raise EnvironmentFault where they know which one failed.
 
     Raises:
         ValueError: naming --env-id, --num-envs or --backend, in one line.
+        EnvironmentFault: when an environment raises, dies or hangs while it is made in a worker.
     """
     if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
         raise ValueError(f"--num-envs: must be a whole number of at least 1, got {num_envs}")
     if backend not in BACKENDS:
         raise ValueError(f"--backend: no backend {backend!r}; choose from {', '.join(BACKENDS)}")
+    if backend == "envpool" and not envpool.installed():
+        raise ValueError('--backend: envpool needs a package that is missing; pip install "ppo_fast[envpool]"')
     spec = _find_spec(env_id)
+    if backend == "envpool" or (backend == "auto" and spec is None):
+        env = _make_envpool(spec, env_id, num_envs, torch.device(device), env_kwargs)
+        env.spec_id = env_id
+        return env
+    if spec is None:
+        raise ValueError(f"--backend: {env_id} has no {backend} backend; it has envpool")
     backend = _choose(spec, env_id, backend, env_kwargs)
     try:
         if backend == "tensor":
             env = _make_tensor(spec, num_envs, torch.device(device), env_kwargs)
         else:
-            env = _make_host(spec, env_id, num_envs, torch.device(device), backend, env_kwargs)
+            remake = _remaker(spec, env_id, num_envs, backend, env_kwargs, timeout, num_workers)
+            env = _adapt(remake, torch.device(device), backend, env_id)
     except (error.DependencyNotInstalled, ImportError) as problem:
         raise ValueError(f"--env-id: {env_id} needs a package that is missing; {_remedy(spec, problem)}") from problem
     except error.Error as problem:
@@ -83,12 +119,18 @@ def make(
 
 
 def available_backends(env_id: str) -> tuple[str, ...]:
-    """The backends that `env_id` has, fastest first, without "auto".
+    """The backends that `env_id` has, in the order in which `auto` would take them, without "auto".
 
     Raises:
         ValueError: naming --env-id, when there is no such environment.
     """
     spec = _find_spec(env_id)
+    found = [] if spec is None else _registered_backends(spec)
+    return (*found, "envpool") if env_id in envpool.all_ids() else tuple(found)
+
+
+def _registered_backends(spec: EnvSpec) -> list[str]:
+    """The backends that gymnasium's registry offers."""
     found = []
     if _tensor_spec(spec) is not None:
         found.append("tensor")
@@ -96,14 +138,15 @@ def available_backends(env_id: str) -> tuple[str, ...]:
         found.append("entry_point")
     if spec.entry_point is not None:
         found += ["sync", "async"]
-    return tuple(found)
+    return found
 
 
 def _choose(spec: EnvSpec, env_id: str, backend: str, env_kwargs: dict[str, Any]) -> str:
     """The backend to use; see make()."""
-    available = available_backends(env_id)
+    available = _registered_backends(spec)
     if backend != "auto":
         if backend not in available:
+            available = available_backends(env_id)
             raise ValueError(f"--backend: {env_id} has no {backend} backend; it has {', '.join(available)}")
         if backend in ("tensor", "entry_point") and not _takes(_creator(spec, backend), env_kwargs):
             raise ValueError(f"--backend: {backend} {env_id} does not take {', '.join(env_kwargs)}; use sync")
@@ -118,7 +161,8 @@ def _choose(spec: EnvSpec, env_id: str, backend: str, env_kwargs: dict[str, Any]
     return "sync" if "sync" in available else available[0]
 
 
-def _find_spec(env_id: str) -> EnvSpec:
+def _find_spec(env_id: str) -> EnvSpec | None:
+    """Gymnasium's spec, or None where only envpool knows the id."""
     module, _, name = env_id.rpartition(":")
     if module:
         try:
@@ -128,8 +172,11 @@ def _find_spec(env_id: str) -> EnvSpec:
     spec = gymnasium.registry.get(name)
     if spec is not None:
         return spec
-    known = [candidate for candidate in gymnasium.registry if not candidate.startswith("ppo_fast/")]
-    near = difflib.get_close_matches(name, known, n=3)
+    pools = envpool.all_ids()
+    if env_id in pools:
+        return None
+    known = {candidate for candidate in gymnasium.registry if not candidate.startswith("ppo_fast/")}
+    near = difflib.get_close_matches(name, sorted(known.union(pools)), n=3)
     if near:
         raise ValueError(f"--env-id: no environment {env_id!r}; did you mean {' or '.join(near)}?")
     raise ValueError(f"--env-id: no environment {env_id!r}; ids of other packages are written module:Env-v0")
@@ -181,39 +228,47 @@ def _make_tensor(spec: EnvSpec, num_envs: int, device: torch.device, env_kwargs:
     return env
 
 
-def _make_host(
-    spec: EnvSpec, env_id: str, num_envs: int, device: torch.device, backend: str, env_kwargs: dict[str, Any]
+def _make_envpool(
+    spec: EnvSpec | None, env_id: str, num_envs: int, device: torch.device, env_kwargs: dict[str, Any]
 ) -> HostVectorEnv:
-    if backend == "entry_point":
-        envs = gymnasium.make_vec(spec.id, num_envs, vectorization_mode="vector_entry_point", **env_kwargs)
-    else:
-        envs = _make_single_envs(spec, env_id, num_envs, backend, env_kwargs)
+    if env_id not in envpool.all_ids():
+        found = [] if spec is None else _registered_backends(spec)
+        raise ValueError(f"--backend: {env_id} has no envpool backend; it has {', '.join(found)}")
+    return _adapt(lambda: envpool.EnvPoolVectorEnv(env_id, num_envs, **env_kwargs), device, "envpool", env_id)
+
+
+def _adapt(remake: Callable[[], VectorEnv], device: torch.device, backend: str, env_id: str) -> HostVectorEnv:
+    envs = remake()
     try:
-        return HostVectorEnv(envs, device, backend, env_id)
+        return HostVectorEnv(envs, device, backend, env_id, remake)
     except ValueError:
         envs.close()
         raise
 
 
-def _make_single_envs(spec: EnvSpec, env_id: str, num_envs: int, backend: str, env_kwargs: dict[str, Any]) -> VectorEnv:
-    """N single environments in this process or a process each. SAME_STEP spares NEXT_STEP's extra row per episode."""
-    # One probe first: an unsupported space or a missing package is then told before N environments or processes exist.
-    probe = gymnasium.make(spec.id, disable_env_checker=True, **env_kwargs)
-    try:
-        ObservationEncoder(probe.observation_space, env_id)
-        ActionDecoder(probe.action_space, num_envs, env_id)
-    finally:
-        probe.close()
-    return gymnasium.make_vec(
-        spec.id,
-        num_envs,
-        vectorization_mode=backend,
-        # The adapter copies what it is given, so gymnasium need not.
-        vector_kwargs={"autoreset_mode": AutoresetMode.SAME_STEP, "copy": False},
-        wrappers=[KeepFinalObs],
-        disable_env_checker=True,
-        **env_kwargs,
-    )
+def _remaker(
+    spec: EnvSpec,
+    env_id: str,
+    num_envs: int,
+    backend: str,
+    env_kwargs: dict[str, Any],
+    timeout: float,
+    num_workers: int | None,
+) -> Callable[[], VectorEnv]:
+    """What makes the environments of a host backend, as often as it is called."""
+    if backend == "entry_point":
+        return partial(gymnasium.make_vec, spec.id, num_envs, vectorization_mode="vector_entry_point", **env_kwargs)
+
+    if str(spec.entry_point).startswith("gymnasium.envs.mujoco"):
+        with contextlib.suppress(ImportError):  # so that find_kind can keep it quiet; gymnasium tells what is missing
+            importlib.import_module("mujoco")
+    # The spec, not its id: in a process that is not forked nobody has registered the id.
+    make_env = partial(gymnasium.make, spec, disable_env_checker=True, **env_kwargs)
+    kind = find_kind(make_env, env_id)
+    makers = [make_env] * num_envs
+    if backend == "async":
+        return partial(WorkerVectorEnv, makers, kind, num_workers, timeout)
+    return partial(SingleVectorEnv, makers, kind)
 
 
 def _remedy(spec: EnvSpec, problem: Exception) -> str:

@@ -5,30 +5,32 @@ S observation shape.
 """
 
 import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
-import gymnasium
 import numpy as np
 import torch
-from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium import spaces
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from ppo_fast.envs.spaces import ActionDecoder, ObservationEncoder, host_array
+from ppo_fast.envs.spaces import ActionDecoder, ObservationEncoder, host_array, mask_length
 
 
-class KeepFinalObs(gymnasium.Wrapper):
-    """Copies the last observation of an episode.
+class EnvironmentFault(RuntimeError):
+    """An environment died, hung or raised; nothing can be done with its vector but `restart` or `close`.
 
-    SyncVectorEnv and AsyncVectorEnv in SAME_STEP mode keep a reference to it while they reset; an environment that
-    writes every observation into one buffer would overwrite it (Gymnasium pull request 1680).
+    Attributes:
+        index: of the environment in its vector.
+        reason: what happened, e.g. "died (exit code -9)", "gave no answer for 60 s", "raised ValueError: ...".
     """
 
-    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Step the environment; see the class."""
-        obs, reward, terminated, truncated, info = self.env.step(action)
-        if terminated or truncated:
-            obs = _copy(obs)
-        return obs, reward, terminated, truncated, info
+    def __init__(self, index: int, reason: str) -> None:
+        super().__init__(index, reason)  # the arguments themselves: it travels between processes
+        self.index, self.reason = index, reason
+
+    def __str__(self) -> str:
+        return f"environment {self.index} {self.reason}"
 
 
 class HostVectorEnv(VectorEnv):
@@ -44,21 +46,34 @@ class HostVectorEnv(VectorEnv):
         device: where what is returned lives. On CUDA it is staged in pinned memory and copied without blocking.
         backend: what is reported as `backend`.
         spec_id: what is reported as `spec_id`, and named in errors.
+        remake: makes `envs` anew, for `restart`.
+
+    An environment that offers `info["action_mask"]` for a Discrete action space of n actions gets it appended to its
+    observations, flat (N, D + n), 1 where allowed; the attribute `mask_size` is then n, else 0. It is found out by a
+    reset here, unless `envs` has a `mask_size` itself and does it already.
 
     Raises:
         ValueError: when a space is not supported (see ppo_fast.envs.spaces).
+        EnvironmentFault: from reset and step, where `envs` raises it.
     """
 
     def __init__(
-        self, envs: VectorEnv, device: torch.device | str = "cpu", backend: str = "entry_point", spec_id: str = ""
+        self,
+        envs: VectorEnv,
+        device: torch.device | str = "cpu",
+        backend: str = "entry_point",
+        spec_id: str = "",
+        remake: Callable[[], VectorEnv] | None = None,
     ) -> None:
         self.envs = envs
         self.device = torch.device(device)
         self.backend, self.spec_id, self.spec = backend, spec_id, envs.spec
         self.num_envs = envs.num_envs
         self._mode = _autoreset_mode(envs)
-        self._encoder = ObservationEncoder(envs.single_observation_space, spec_id)
+        ObservationEncoder(envs.single_observation_space, spec_id)
         self._decoder = ActionDecoder(envs.single_action_space, envs.num_envs, spec_id)
+        self.mask_size, appended = _mask_size(envs)
+        self._encoder = ObservationEncoder(envs.single_observation_space, spec_id, appended)
         seen = AutoresetMode.NEXT_STEP if self._mode is AutoresetMode.NEXT_STEP else AutoresetMode.SAME_STEP
         self.metadata = {**envs.metadata, "autoreset_mode": seen}
         self.render_mode = envs.render_mode
@@ -70,6 +85,7 @@ class HostVectorEnv(VectorEnv):
         self._ended = np.zeros(self.num_envs, dtype=bool)
         self._previous: torch.Tensor | None = None
         self._warned = False
+        self._remake, self._seed, self._restarts = remake, None, 0
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -77,20 +93,44 @@ class HostVectorEnv(VectorEnv):
         """Start new episodes.
 
         Args:
-            seed: gives each sub-environment of a sync or async vector its own seed, spread so that neighbouring seeds
+            seed: gives each sub-environment of sync, async and envpool its own seed, spread so that neighbouring seeds
                 share none; a vector entry point gets the number itself.
             options: handed to the environments; `reset_mask` (N,) bool resets only some, where `envs` supports it.
 
         Returns:
-            obs (N, *S) and an info that holds `action_mask` (N, n) bool where the environment offers one.
+            obs (N, *S) and an empty info.
 
         Raises:
             ValueError: for a negative seed.
         """
+        self._seed = self._seed if seed is None else seed
         obs, info = self.envs.reset(seed=self._spread(seed), options=None if options is None else dict(options))
         mask = True if options is None else options.get("reset_mask", True)
         self._ended &= ~np.asarray(mask, dtype=bool)
-        return self._send(self._encode(obs)), self._masks(self._action_mask(info))
+        return self._send(self._encode(obs, info)), {}
+
+    def restart(self) -> torch.Tensor:
+        """Close everything, workers that hang too, and make it anew: the observations (N, *S) of fresh episodes.
+
+        Their seed follows from the last one that `reset` was given and the number of restarts: equal runs restart
+        equally, and no restart repeats episodes.
+
+        Raises:
+            EnvironmentFault: when the fault is there again at once.
+        """
+        assert self._remake is not None, "made without `remake`"
+        self._restarts += 1
+        self.close_extras()
+        self.envs = self._remake()
+        self._ended[:] = False
+        self._previous = None
+        if self._seed is None:
+            return self.reset()[0]
+        first, (fresh,) = self._seed, np.random.SeedSequence([self._seed, self._restarts]).generate_state(1)
+        try:
+            return self.reset(seed=int(fresh) >> 1)[0]
+        finally:
+            self._seed = first
 
     def step(
         self, actions: torch.Tensor | np.ndarray
@@ -99,55 +139,59 @@ class HostVectorEnv(VectorEnv):
 
         Returns:
             obs (N, *S) float32, reward (N,) float32, terminated (N,), truncated (N,), and info with `final_obs` (N,
-            *S), the true successor, `_final_obs` (N,) bool, where an episode ended, `valid` (N,) bool, and
-            `action_mask` (N, n) bool where offered.
+            *S), the true successor, `_final_obs` (N,) bool, where an episode ended, and `valid` (N,) bool.
 
         Raises:
             ValueError: when the actions have another shape.
         """
         obs, reward, terminated, truncated, info = self.envs.step(self._decoder(actions))  # type: ignore[arg-type]
         valid = ~self._ended
-        # Some environments give a reward or an end on the reset row too; nothing of it is an experience.
-        reward = np.where(valid, host_array(reward), 0)
-        terminated = host_array(terminated).astype(bool) & valid
-        truncated = host_array(truncated).astype(bool) & valid
-        done = terminated | truncated
-        encoded = final_obs = self._encode(obs)
-        mask = self._action_mask(info)
+        reward, terminated, truncated = host_array(reward), host_array(terminated), host_array(truncated)
+        if self._mode is AutoresetMode.NEXT_STEP:
+            # Some environments give a reward or an end on the reset row too; nothing of it is an experience.
+            reward = np.where(valid, reward, 0)
+            terminated, truncated = np.logical_and(terminated, valid), np.logical_and(truncated, valid)
+        done = np.logical_or(terminated, truncated)
+        encoded = final_obs = self._encode(obs, info)
         if self._mode is AutoresetMode.NEXT_STEP:
             self._ended = done
         elif done.any() and self._mode is AutoresetMode.SAME_STEP:
             final_obs = self._final_obs(info, done, encoded)
         elif done.any():
-            encoded, mask = self._reset_ended(done, encoded, mask)
+            encoded = self._reset_ended(done, encoded)
         if self._mode is AutoresetMode.SAME_STEP and self.backend == "entry_point":
             self._previous = encoded.clone()
         sent = self._send(encoded)
         info = {
             # Never the same memory twice: a caller may normalise obs in place.
             "final_obs": sent.clone() if final_obs is encoded else self._send(final_obs),
-            "_final_obs": self._send_array(done),
-            "valid": self._send_array(valid),
-            **self._masks(mask),
+            "_final_obs": self._send_array(done, bool),
+            "valid": self._send_array(valid, bool),
         }
-        return sent, self._send_array(reward), self._send_array(terminated), self._send_array(truncated), info
+        ends = self._send_array(terminated, bool), self._send_array(truncated, bool)
+        return sent, self._send_array(reward, np.float32), *ends, info
 
     def render(self) -> Any:
         """Frames of the sub-environments, when made with a render_mode."""
         return self.envs.render()
 
     def close_extras(self, **kwargs: Any) -> None:
-        """Close the environments; workers that no longer answer are terminated."""
+        """Close the environments. Workers that no longer answer are terminated: it neither raises nor hangs."""
+        # An AsyncVectorEnv that was not made here waits for hung workers without a timeout, and trips over dead ones.
+        foreign = isinstance(self.envs, AsyncVectorEnv)
         try:
-            self.envs.close(**kwargs)
-        except (BrokenPipeError, ConnectionResetError, EOFError):
-            self.envs.close(terminate=True)
+            self.envs.close(**({"timeout": 3.0} if foreign else {}), **kwargs)
+        except Exception as problem:
+            if foreign:
+                self.envs.close(terminate=True)
+            else:
+                warnings.warn(f"{self.spec_id or 'the environment'} did not close: {problem!r}", stacklevel=2)
 
     def _spread(self, seed: int | None) -> Any:
         """Per-environment seeds. With Gymnasium's seed, seed + 1, ... neighbouring seeds would share most episodes."""
         if seed is not None and seed < 0:
             raise ValueError(f"--seed: must be 0 or more, got {seed}")
-        if seed is None or self.backend not in ("sync", "async"):
+        if seed is None or self.backend not in ("sync", "async", "envpool"):
             return seed
         return [int(word) >> 1 for word in np.random.SeedSequence(int(seed)).generate_state(self.num_envs)]
 
@@ -156,13 +200,16 @@ class HostVectorEnv(VectorEnv):
         final_obs = self._empty(encoded.shape).copy_(encoded)
         out = final_obs.numpy()
         given = info.get("final_obs", info.get("final_observation"))
+        masks = info.get("final_info", {})
         if isinstance(given, np.ndarray) and given.dtype == object:
-            rows = [given[i] for i in np.flatnonzero(done)]
-            if not any(row is None for row in rows):
-                out[done] = self._encoder.rows(rows)
+            ended = np.flatnonzero(done)
+            if not any(given[i] is None for i in ended):
+                masks = self._action_masks(masks)
+                for i in ended:
+                    self._encoder.write_one(given[i], out[i], None if masks is None else masks[i])
                 return final_obs
         elif given is not None:
-            out[done] = self._encode(given).numpy()[done]
+            out[done] = self._encode(given, masks).numpy()[done]
             return final_obs
         self._warn_no_final_obs()
         # The state before the end is the nearest thing known to the true successor; the reset state is not near it at
@@ -180,47 +227,41 @@ class HostVectorEnv(VectorEnv):
             )
         self._warned = True
 
-    def _reset_ended(
-        self, done: np.ndarray, encoded: torch.Tensor, mask: np.ndarray | None
-    ) -> tuple[torch.Tensor, np.ndarray | None]:
-        """Reset the ended environments of a DISABLED vector: the observations and action masks to go on from."""
+    def _reset_ended(self, done: np.ndarray, encoded: torch.Tensor) -> torch.Tensor:
+        """Reset the ended environments of a DISABLED vector: the observations to go on from."""
         obs, info = self.envs.reset(options={"reset_mask": done.copy()})
-        fresh = self._encode(obs)
+        fresh = self._encode(obs, info)
         fresh.numpy()[~done] = encoded.numpy()[~done]
-        fresh_mask = self._action_mask(info)
-        if mask is None or fresh_mask is None:
-            return fresh, mask
-        return fresh, np.where(done[:, None], fresh_mask, mask)
+        return fresh
 
-    def _action_mask(self, info: dict[str, Any]) -> np.ndarray | None:
-        """The action mask (N, n) bool of a Discrete environment that offers it, all True where it skipped a row."""
-        mask = info.get("action_mask")
-        if mask is None or np.shape(mask) != (self.num_envs, getattr(self.single_action_space, "n", -1)):
+    def _action_masks(self, info: dict[str, Any]) -> np.ndarray | None:
+        """The action masks (N, n) of a vector's info, None without any, all true in rows that have none."""
+        if not mask_length(info, self.single_action_space, self.num_envs):
             return None
         offered = np.asarray(info.get("_action_mask", True), dtype=bool).reshape(-1, 1)
-        return (host_array(mask) != 0) | ~offered
+        return (host_array(info["action_mask"]) != 0) | ~offered
 
-    def _masks(self, mask: np.ndarray | None) -> dict[str, torch.Tensor]:
-        return {} if mask is None else {"action_mask": self._send_array(mask)}
-
-    def _empty(self, shape: tuple[int, ...], dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    def _empty(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Host memory to fill and send. Pinned blocks come from torch's caching allocator, which gives none out anew
         before the copies from it are done."""
         return torch.empty(shape, dtype=dtype, pin_memory=self._pinned)
 
-    def _encode(self, obs: Any) -> torch.Tensor:
-        """Batched observations as new host memory (N, *S), which shares nothing with the environment's buffers."""
+    def _encode(self, obs: Any, info: dict[str, Any]) -> torch.Tensor:
+        """Batched observations, with the action masks of their info, as new host memory (N, *S), which shares nothing
+        with the environment's buffers."""
         out = self._empty((self.num_envs, *self._encoder.space.shape))
-        self._encoder.write(obs, out.numpy())
+        self._encoder.write(obs, out.numpy(), self._action_masks(info) if self._encoder.mask_size else None)
         return out
 
     def _send(self, staged: torch.Tensor) -> torch.Tensor:
         """What was staged here, on the device; on the CPU that is the same memory."""
         return staged.to(self.device, non_blocking=True)
 
-    def _send_array(self, array: np.ndarray) -> torch.Tensor:
+    def _send_array(self, array: np.ndarray, dtype: type) -> torch.Tensor:
         """A copy of an array on the device, bool or float32."""
-        staged = self._empty(array.shape, torch.bool if array.dtype == bool else torch.float32)
+        if not self._pinned:
+            return self._send(torch.from_numpy(np.array(array, dtype)))
+        staged = self._empty(array.shape, torch.bool if dtype is bool else torch.float32)
         staged.numpy()[...] = array
         return self._send(staged)
 
@@ -233,10 +274,10 @@ def _autoreset_mode(envs: VectorEnv) -> AutoresetMode:
     return AutoresetMode(mode)
 
 
-def _copy(obs: Any) -> Any:
-    """A copy of an observation: an array, or a dict or tuple of them."""
-    if isinstance(obs, dict):
-        return {key: _copy(value) for key, value in obs.items()}
-    if isinstance(obs, tuple):
-        return tuple(_copy(value) for value in obs)
-    return obs.copy() if isinstance(obs, np.ndarray) else obs
+def _mask_size(envs: VectorEnv) -> tuple[int, int]:
+    """The n of action masks, and how many columns are still to be appended: n, or 0 where `envs` has done it."""
+    own = getattr(envs, "mask_size", None)
+    if own is not None or not isinstance(envs.single_action_space, spaces.Discrete):
+        return own or 0, 0
+    n = mask_length(envs.reset(seed=0)[1], envs.single_action_space, envs.num_envs)
+    return n, n

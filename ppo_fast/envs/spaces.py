@@ -7,6 +7,7 @@ gymnasium.spaces.flatten, except that a Box that stands alone keeps its shape.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -22,6 +23,26 @@ def host_array(value: Any) -> np.ndarray:
     return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
 
 
+def mask_length(info: dict[str, Any], action_space: spaces.Space, num_envs: int | None = None) -> int:
+    """n of the action mask that `info` offers for a Discrete action space of n actions, or 0: it is (n,), and (N, n)
+    where the info is of a vector of N environments."""
+    mask = info.get("action_mask")
+    if mask is None or not isinstance(action_space, spaces.Discrete):
+        return 0
+    n = int(action_space.n)
+    return n if np.shape(mask) == ((n,) if num_envs is None else (num_envs, n)) else 0
+
+
+def allowed_actions(mask: Any) -> np.ndarray:
+    """A mask (..., n) of any type as bool.
+
+    A row that allows nothing, as some environments give at the end of an episode, allows everything: a policy over no
+    action is NaN, and there nothing hangs on the action.
+    """
+    allowed = host_array(mask) != 0
+    return allowed if allowed.any(-1).all() else allowed | ~allowed.any(-1, keepdims=True)
+
+
 @dataclass(frozen=True)
 class _Leaf:
     """One plain space inside an observation space: where it lies, and which columns of the flat row it fills."""
@@ -31,56 +52,89 @@ class _Leaf:
     start: int
     stop: int
 
+    @cached_property
+    def columns(self) -> np.ndarray | None:
+        """What is added to a Discrete or MultiDiscrete value to find its one-hot columns; None for other spaces."""
+        if isinstance(self.space, (spaces.Box, spaces.MultiBinary)):
+            return None
+        first, counts = np.ravel(self.space.start), _counts(self.space)  # type: ignore[attr-defined]
+        return np.cumsum(counts) - counts - first
+
     def pick(self, obs: Any) -> Any:
         for key in self.path:
             obs = obs[key]
         return obs
 
+    def write_one(self, value: Any, out: np.ndarray) -> None:
+        """Encode one value into out (stop - start,)."""
+        if self.columns is None:
+            out[...] = np.ravel(value)
+            return
+        out[...] = 0
+        out[np.ravel(value) + self.columns] = 1
+
     def write(self, values: np.ndarray, out: np.ndarray) -> None:
         """Encode values (N, ...) into out (N, stop - start)."""
         rows = len(values)
-        if isinstance(self.space, (spaces.Box, spaces.MultiBinary)):
+        if self.columns is None:
             out[...] = values.reshape(rows, -1)
             return
         out[...] = 0
-        first, counts = np.ravel(self.space.start), _counts(self.space)  # type: ignore[attr-defined]
-        offsets = np.cumsum(counts) - counts
-        columns = values.reshape(rows, -1) - first + offsets
-        np.put_along_axis(out, columns.astype(np.int64), 1, axis=1)
+        np.put_along_axis(out, (values.reshape(rows, -1) + self.columns).astype(np.int64), 1, axis=1)
 
 
 class ObservationEncoder:
-    """Encodes batched observations of `space` into float32 arrays of the Box `self.space`.
+    """Encodes observations of `space` into float32 arrays of the Box `self.space`.
+
+    An action mask travels as part of the observation: with `mask_size` n > 0 it is the last n columns of a flat row,
+    1 where the action is allowed. `plain` says that an observation is an array of the row's own shape.
 
     Raises:
         ValueError: when the space holds something else than Box, Discrete, MultiBinary, MultiDiscrete, Dict and Tuple.
     """
 
-    def __init__(self, space: spaces.Space, env_id: str = "") -> None:
+    def __init__(self, space: spaces.Space, env_id: str = "", mask_size: int = 0) -> None:
         self._leaves: list[_Leaf] = []
-        self._plain = isinstance(space, spaces.Box)
+        self.plain = isinstance(space, spaces.Box) and not mask_size
+        self.mask_size = mask_size
         self._collect(space, (), env_id, space)
         with np.errstate(over="ignore"):  # float64 bounds beyond float32 become infinite
-            low = np.concatenate([_bound(leaf.space, "low", 0) for leaf in self._leaves])
-            high = np.concatenate([_bound(leaf.space, "high", 1) for leaf in self._leaves])
-        shape = space.shape if isinstance(space, spaces.Box) else low.shape
-        self.space = spaces.Box(low.reshape(shape), high.reshape(shape), dtype=np.float32)
+            low = np.concatenate([_bound(leaf.space, "low", 0) for leaf in self._leaves] + [np.zeros(mask_size)])
+            high = np.concatenate([_bound(leaf.space, "high", 1) for leaf in self._leaves] + [np.ones(mask_size)])
+        shape = space.shape if isinstance(space, spaces.Box) and not mask_size else low.shape
+        low, high = low.reshape(shape).astype(np.float32), high.reshape(shape).astype(np.float32)
+        self.space = spaces.Box(low, high, dtype=np.float32)
 
-    def write(self, obs: Any, out: np.ndarray) -> None:
-        """Encode batched observations (arrays (N, ...), or a dict or tuple of them) into out (N, *self.space.shape)."""
-        if self._plain:
+    def write_one(self, obs: Any, out: np.ndarray, mask: Any = None) -> None:
+        """Encode one observation into out (*self.space.shape); a mask of None allows every action."""
+        if self.plain:
+            out[...] = host_array(obs) if isinstance(obs, torch.Tensor) else obs
+            return
+        for leaf in self._leaves:
+            leaf.write_one(host_array(leaf.pick(obs)), out[leaf.start : leaf.stop])
+        if self.mask_size:
+            out[-self.mask_size :] = 1 if mask is None else allowed_actions(mask)
+
+    def write_list(self, observations: Sequence[Any], out: np.ndarray, masks: Sequence[Any]) -> None:
+        """Encode a list of observations into out (len(observations), *self.space.shape); as `write_one` each."""
+        for leaf in self._leaves:
+            values = np.array([host_array(leaf.pick(obs)) for obs in observations])
+            leaf.write(values, out.reshape(len(out), -1)[:, leaf.start : leaf.stop])
+        if self.mask_size:
+            every = np.ones(self.mask_size)
+            stacked = np.array([every if mask is None else host_array(mask) for mask in masks])
+            out[:, -self.mask_size :] = allowed_actions(stacked)
+
+    def write(self, obs: Any, out: np.ndarray, masks: Any = None) -> None:
+        """Encode batched observations (arrays (N, ...), or a dict or tuple of them) into out (N, *self.space.shape);
+        masks (N, n)."""
+        if self.plain:
             out[...] = host_array(obs)
             return
         for leaf in self._leaves:
             leaf.write(host_array(leaf.pick(obs)), out[:, leaf.start : leaf.stop])
-
-    def rows(self, observations: Sequence[Any]) -> np.ndarray:
-        """Encode single observations into (len(observations), *self.space.shape)."""
-        out = np.empty((len(observations), *self.space.shape), dtype=np.float32)
-        for leaf in self._leaves:
-            values = np.stack([host_array(leaf.pick(obs)) for obs in observations])
-            leaf.write(values, out.reshape(len(out), -1)[:, leaf.start : leaf.stop])
-        return out
+        if self.mask_size:
+            out[:, -self.mask_size :] = 1 if masks is None else allowed_actions(masks)
 
     def _collect(self, space: spaces.Space, path: tuple[Any, ...], env_id: str, whole: spaces.Space) -> None:
         if isinstance(space, (spaces.Dict, spaces.Tuple)):

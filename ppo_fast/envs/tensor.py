@@ -38,6 +38,8 @@ class TensorVectorEnv(VectorEnv):
     spec_id = ""
     # One name per tensor of the state, in order; they are the keys of get_state().
     state_names: ClassVar[tuple[str, ...]] = ("physics", "elapsed")
+    # n where the last n columns of the observation say which of n actions are allowed (1) and which not (0).
+    mask_size: int = 0
     # Uniform [0, 1) numbers that initial_state and transition consume, per env and step.
     reset_noise_size: int = 0
     step_noise_size: int = 0

@@ -1,0 +1,40 @@
+"""The process-wide random generators, as data: what an environment or a library draws from without being asked."""
+
+import random
+from typing import Any
+
+import numpy as np
+import torch
+
+
+def rng_state() -> dict[str, Any]:
+    """The state of the process-wide generators, in types that `save` takes: torch CPU and CUDA, NumPy's, Python's.
+
+    Generators that a program made itself (`torch.Generator.get_state()`) are its own to save.
+    """
+    version, numbers, gauss = random.getstate()
+    numpy_state: dict[str, Any] = np.random.get_state(legacy=False)  # type: ignore[assignment]
+    return {
+        "torch": torch.get_rng_state(),
+        # Asking a process that never used CUDA would start CUDA in it, for nothing.
+        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else [],
+        "numpy": _listed(numpy_state),
+        "python": [version, list(numbers), gauss],
+    }
+
+
+def set_rng_state(state: dict[str, Any]) -> None:
+    """Put back what `rng_state` returned. CUDA states go to the devices present here, in order; others are left out."""
+    torch.set_rng_state(state["torch"])
+    for index, device_state in enumerate(state["cuda"][: torch.cuda.device_count()]):
+        torch.cuda.set_rng_state(device_state, index)
+    np.random.set_state(state["numpy"])
+    version, numbers, gauss = state["python"]
+    random.setstate((version, tuple(numbers), gauss))
+
+
+def _listed(value: Any) -> Any:
+    """Arrays as lists: an ndarray is not loadable with weights_only."""
+    if isinstance(value, dict):
+        return {key: _listed(item) for key, item in value.items()}
+    return value.tolist() if isinstance(value, np.ndarray | np.generic) else value
