@@ -310,10 +310,10 @@ class Phases:
         for generator, stream in zip(self.generators, saved["generators"], strict=True):
             generator.set_state(stream)
 
-    def ready(self, device: torch.device) -> "Phases":
+    def ready(self, device: torch.device, seed: int = 0) -> "Phases":
         """Compile what the phases call, or capture them on a GPU, and return self.
 
-        They are run for that; what they changed is put back, and host environments begin anew.
+        They are run for that; what they changed is put back, and host environments begin anew from `seed`.
         """
         saved = {name: tensor.clone() for name, tensor in self.state.items()}
         streams = [generator.get_state() for generator in self.generators]
@@ -328,6 +328,8 @@ class Phases:
         assign(self.state.values(), saved.values())
         for generator, stream in zip(self.generators, streams, strict=True):
             generator.set_state(stream)
+        if self.restart is not None:
+            self.restart(seed)
         return self
 
 

@@ -276,6 +276,12 @@ def fail(text: str, status: int = 2) -> NoReturn:
     raise SystemExit(status)
 
 
+def program_of(args: Any) -> str:
+    """The module that a program's flags come from, by its own name also where it runs as __main__."""
+    module = sys.modules[type(args).__module__]
+    return module.__spec__.name if module.__spec__ else module.__name__
+
+
 def run(program: Callable[..., Any], args_type: type, description: str | None, *rest: Any) -> None:
     """Run `program(args, *rest)` from the command line and exit with the status of the table above.
 

@@ -20,7 +20,7 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from itertools import pairwise
-from typing import Any, Protocol, Self, TextIO
+from typing import Any, Self, TextIO
 
 DRAWS_PER_SECOND = 4.0  # a drawing costs about 1 ms in the training thread
 SECONDS_BETWEEN_LINES = 2.0
@@ -39,20 +39,9 @@ LOSSES = (
     ("clipfrac", "clip fraction", "losses/clipfrac", ".3f"),
     ("explained_variance", "expl. variance", "losses/explained_variance", ".3f"),
 )
+LIGHTS = ("clip_fraction", "approx_kl", "explained_variance", "entropy")  # keys of the advice that has a light
 LABEL_WIDTH = 12  # of the summary
-
-
-class AdviceLike(Protocol):
-    """What the console reads of an advice: severity is "ok", "warn" or "stop"."""
-
-    @property
-    def key(self) -> str: ...
-
-    @property
-    def severity(self) -> str: ...
-
-    @property
-    def text(self) -> str: ...
+Advice = Any  # has a key, a severity ("warn" or "stop") and a text
 
 
 class Console:
@@ -63,22 +52,33 @@ class Console:
         quiet: say nothing but warnings (to stderr) and one line at the end.
         title: what runs, shown above the panel's border.
         stream: where to write, stdout by default. It gets the live panel if it is a terminal that can show one.
+        silent: say nothing at all, as every rank of a distributed run but the first.
     """
 
     def __init__(
-        self, total_steps: int, quiet: bool = False, title: str = "ppo_fast", stream: TextIO | None = None
+        self,
+        total_steps: int,
+        quiet: bool = False,
+        title: str = "ppo_fast",
+        stream: TextIO | None = None,
+        silent: bool = False,
     ) -> None:
         self.total_steps = total_steps
-        self.quiet = quiet
+        self.quiet, self.silent = quiet or silent, silent
         self.title = title
         self._stream = sys.stdout if stream is None else stream
         self._live = None
-        self._screen = None if quiet or not _can_draw(self._stream) else _screen(self._stream)
+        self._screen = None
+        if not self.quiet and _can_draw(self._stream):
+            from rich.console import Console as RichConsole
+
+            self._screen = RichConsole(file=self._stream)
+        self._shape = (0, 0)  # columns and rows of the panel as it was last drawn
         self._interval = SECONDS_BETWEEN_LINES if self._screen is None else 1.0 / DRAWS_PER_SECOND
         self._next_draw = 0.0
         self._phase = "starting"
         self._row: Mapping[str, Any] = {}
-        self._advice: Sequence[AdviceLike] = ()
+        self._advice: Sequence[Advice] = ()
         self._drawn = True
         self._said: set[str] = set()
         self._episodes = deque[tuple[float, float]](maxlen=RECENT_ROWS)
@@ -90,8 +90,8 @@ class Console:
         """Print the header and open the live panel."""
         if self.quiet:
             return
-        for line in lines:
-            self._print(line)
+        for part in (part for line in lines for part in self._wrapped(line, 0, 14)):
+            self._print(part)
         if self._screen is not None:
             from rich.live import Live
 
@@ -107,7 +107,7 @@ class Console:
         elif not self.quiet:
             self._print(f"{name} ...")
 
-    def update(self, row: Mapping[str, Any], advice: Sequence[AdviceLike] = ()) -> None:
+    def update(self, row: Mapping[str, Any], advice: Sequence[Advice] = ()) -> None:
         """Show the newest row of metrics. Returns in about a microsecond when it isn't time to draw."""
         self._row, self._advice, self._drawn = row, advice, False
         episodic_return = row.get("charts/episodic_return")
@@ -123,13 +123,13 @@ class Console:
         """Print a line of its own, above the live panel. In quiet mode warnings alone come through, on stderr."""
         if not self.quiet:
             self._print(text)
-        elif text.startswith(("warning", "error")):
+        elif text.startswith(("warning", "error")) and not self.silent:
             print(text, file=sys.stderr, flush=True)
 
     def summary(
         self,
         result: Mapping[str, Any],
-        advice: Sequence[AdviceLike] = (),
+        advice: Sequence[Advice] = (),
         folder: str | os.PathLike[str] = "",
         commands: Sequence[str] = (),
         measured: Sequence[str] = (),
@@ -137,10 +137,9 @@ class Console:
         """Close the live panel and print how the run ended.
 
         Args:
-            result: "eval/mean_return", "eval/std_return", "eval/episodes" (greedy), "eval/sampled_mean_return",
-                "eval/sampled_std_return", "global_step", "sps", and "seconds": {"startup": ..., "train": ...}.
-                What is absent is left out.
+            result: what result.json holds; what is absent is left out.
             advice: what the diagnostics say of the run; none means that all is well.
+            folder: of the run.
             commands: what the user may type next.
             measured: lines of the speed report.
         """
@@ -192,6 +191,8 @@ class Console:
 
     def _print(self, text: str, label: str = "", style: str = "") -> None:
         """One line, never wrapped, so that commands and paths can be copied. `label` is bold, the rest in `style`."""
+        if self.silent:
+            return
         try:
             if self._screen is not None:
                 from rich.text import Text
@@ -210,16 +211,24 @@ class Console:
     def _refresh(self) -> None:
         assert self._live is not None
         try:
+            self._unwrap()
             self._live.update(self._panel(), refresh=True)
         except OSError:
             self.quiet = True
 
-    def _wrapped(self, text: str) -> list[str]:
+    def _unwrap(self) -> None:
+        """Erase what a terminal that became narrower has wrapped into more lines than rich would erase."""
+        columns, rows = self._shape
+        lines = rows * -(-columns // self._screen.width)  # pyright: ignore[reportOptionalMemberAccess]
+        if lines > rows:  # and end up where rich takes the panel's end to be
+            self._stream.write(f"\r\x1b[{lines - 1}A\x1b[J" + "\n" * (rows - 1))
+
+    def _wrapped(self, text: str, beside: int = LABEL_WIDTH, indent: int = 2) -> list[str]:
         """`text` in the lines that fit beside a label in this terminal; one line where there is no terminal."""
         if self._screen is None:
             return [text]
-        width = max(20, min(PANEL_WIDTH, self._screen.width) - LABEL_WIDTH)
-        return textwrap.wrap(text, width, subsequent_indent="  ", break_on_hyphens=False)
+        width = max(20, min(PANEL_WIDTH, self._screen.width) - beside)
+        return textwrap.TextWrapper(width, "", " " * indent, break_on_hyphens=False, break_long_words=False).wrap(text)
 
     def _recent(self, which: int) -> float:
         """Mean return (0) or length (1) of recent episodes; NaN before the first has ended."""
@@ -247,7 +256,6 @@ class Console:
 
     def _panel(self) -> Any:
         """The live panel for the newest row."""
-        from rich.console import Group
         from rich.panel import Panel
         from rich.text import Text
 
@@ -256,18 +264,37 @@ class Console:
         width = max(20, min(PANEL_WIDTH, self._screen.width - 3) - 4)
         self._remember_return(self._recent(0))
         label = f" {self._percent():3.0f} %   {_duration(self._seconds_left())} left"
-        body = Text(no_wrap=True, overflow="ellipsis")
-        body.append_text(_bar(width - len(label), self._percent() / 100)).append(label + "\n\n")
-        columns = 3 if width >= 75 else 2
+        length = max(0, width - len(label))
+        done, body = round(length * self._percent() / 100), Text(no_wrap=True, overflow="ellipsis")
+        body.append("━" * done, COLOURS["ok"]).append("━" * (length - done), "dim").append(label + "\n\n")
+        columns = 3 if width >= 75 else 2 if width >= 50 else 1
         for index, (name, value) in enumerate(self._facts()):
             body.append(f"{name:<15}", "dim").append(value.ljust(width // columns - 15), "bold")
             body.append("\n" if index % columns == columns - 1 else "")
+        body.append("\n" if body.plain[-1] != "\n" else "")
         body.append(f"{'return so far':<15}", "dim").append(_sparkline(self._returns, width - 15), COLOURS["ok"])
-        parts = Group(body, Text(), _health_text(self._advice))
-        return Panel(parts, title=Text(self.title), title_align="left", border_style="dim", width=width + 4)
+        body.append("\n\n").append_text(self._health(width))
+        self._shape = (width + 4, min(body.plain.count("\n") + 3, self._screen.height))
+        return Panel(body, title=Text(self.title), title_align="left", border_style="dim", width=width + 4)
+
+    def _health(self, width: int) -> Any:
+        """A light for each condition that is watched, and the advice in words."""
+        from rich.text import Text
+
+        severities, text = {item.key: item.severity for item in self._advice}, Text()
+        columns = 4 if width >= 75 else 2 if width >= 50 else 1
+        for index, key in enumerate(LIGHTS):
+            severity, end = severities.get(key, "ok"), "\n" if index % columns == columns - 1 else ""
+            text.append(SIGNS[severity], COLOURS[severity])
+            text.append(f" {key.replace('_', ' ').replace('kl', 'KL')}".ljust(width // columns - 1) + end)
+        for item in self._advice:
+            for line in self._wrapped(f"{SIGNS[item.severity]} {item.text}", 7):
+                text.append(line + "\n", COLOURS[item.severity])
+        text.right_crop(1)
+        return text
 
     def _facts(self) -> list[tuple[str, str]]:
-        """The named figures of the panel. Twelve of them, so that two columns and three are full."""
+        """The named figures of the panel. Fifteen of them fill five rows of three."""
         row = self._row
         return [
             ("step", f"{row.get('global_step', 0):,}"),
@@ -276,12 +303,14 @@ class Console:
             ("return", _show(self._recent(0), ".2f")),
             ("length", _show(self._recent(1), ".1f")),
             ("steps/s", _show(row.get("charts/SPS"), ",.0f")),
+            ("training for", _duration(_number(row.get("time/elapsed")))),
+            ("learning rate", _show(row.get("charts/learning_rate"), ".2e")),
+            ("memory", _memory()),
             *((name, _show(row.get(column), form)) for _, name, column, form in LOSSES),
         ]
 
     def _remember_return(self, value: float) -> None:
-        """Keep the curve of the whole run in under 200 points, each the mean of equally many drawings, twice as many
-        whenever it is full."""
+        """Keep the curve of the whole run in under 200 points, each the mean of equally many drawings."""
         if not math.isfinite(value):
             return
         self._pending.append(value)
@@ -301,25 +330,16 @@ def _can_draw(stream: TextIO) -> bool:
     return stream.isatty() and encoding.startswith("utf") and os.environ.get("TERM", "dumb") != "dumb"
 
 
-def _screen(stream: TextIO) -> Any:
-    from rich.console import Console as RichConsole
-
-    return RichConsole(file=stream)
-
-
-def _bar(width: int, done: float) -> Any:
-    from rich.text import Text
-
-    full = round(max(0, width) * done)
-    return Text("━" * full, COLOURS["ok"]).append("━" * (width - full), "dim")
-
-
-def _health_text(advice: Sequence[AdviceLike]) -> Any:
-    from rich.text import Text
-
-    if not advice:
-        return Text.assemble((SIGNS["ok"], COLOURS["ok"]), " health: no advice")
-    return Text("\n").join(Text(f"{SIGNS[item.severity]} {item.text}", COLOURS[item.severity]) for item in advice)
+def _memory() -> str:
+    """What this process holds, on the host and, where CUDA is in use, on the GPU; "-" where the system does not say."""
+    try:
+        with open("/proc/self/statm") as file:
+            held = int(file.read().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+    except (OSError, ValueError):
+        return "-"
+    torch = sys.modules.get("torch")
+    on_gpu = torch.cuda.memory_reserved() if torch is not None and torch.cuda.is_initialized() else 0
+    return f"{held / 1e9:.2f} GB" + (f" + {on_gpu / 1e9:.2f} GPU" if on_gpu else "")
 
 
 def _sparkline(values: Sequence[float], width: int) -> str:
@@ -335,8 +355,7 @@ def _sparkline(values: Sequence[float], width: int) -> str:
 
 
 def _summary_lines(result: Mapping[str, Any], folder: str | os.PathLike[str]) -> list[tuple[str, str]]:
-    lines = []
-    episodes = result.get("eval/episodes")
+    lines, episodes = [], result.get("eval/episodes")
     for kind, prefix in (("greedy", "eval/"), ("sampled", "eval/sampled_")):
         mean, std = result.get(f"{prefix}mean_return"), result.get(f"{prefix}std_return")
         if mean is not None:
@@ -345,8 +364,7 @@ def _summary_lines(result: Mapping[str, Any], folder: str | os.PathLike[str]) ->
             lines.append(("" if lines else "evaluation", text))
     if "sps" in result:
         lines.append(("speed", f"{_show(result['sps'], ',.0f')} steps/s, {result.get('global_step', 0):,} steps"))
-    seconds = result.get("seconds") or {}
-    if seconds:
+    if seconds := result.get("seconds"):
         parts = [f"{name} {_show(value, '.1f')}" for name, value in seconds.items()]
         lines.append(("seconds", "   ".join([*parts, f"total {sum(map(_number, seconds.values())):.1f}"])))
     if folder:
@@ -355,7 +373,7 @@ def _summary_lines(result: Mapping[str, Any], folder: str | os.PathLike[str]) ->
 
 
 def _quiet_line(result: Mapping[str, Any], folder: str | os.PathLike[str]) -> str:
-    mean, std = _show(result.get("eval/mean_return"), ".2f"), _show(result.get("eval/std_return"), ".2f")
+    mean, std = (_show(result.get(f"eval/{name}_return"), ".2f") for name in ("mean", "std"))
     return f"return={mean} std={std} sps={_show(result.get('sps'), '.0f')} folder={os.fspath(folder)}"
 
 

@@ -26,10 +26,9 @@ def finding(state: Mapping[str, Tensor]) -> str | None:
         if bad.any():
             index = bad.nonzero()[0].tolist()
             value = float(state[name][tuple(index)])
-            if name.startswith("rollout."):
-                return (
-                    f"{name.removeprefix('rollout.')} of environment {index[1]} is {value} at rollout step {index[0]}"
-                )
+            if name.startswith("rollout.") or name == "advantage":
+                what = f"{name.removeprefix('rollout.')} of environment {index[1]}"
+                return f"{what} is {value} at rollout step {index[0]}"
             if name == "obs":
                 return f"obs of environment {index[0]} is {value} after the rollout"
             return f"{name}{index} is {value}"
@@ -63,8 +62,11 @@ class FirstBad(TorchDispatchMode):
         self.found = ""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if self.found:
+            return func(*args, **(kwargs or {}))
+        sound = not _bad(args)  # asked before, as the function may write into them
         result = func(*args, **(kwargs or {}))
-        if not self.found and _bad(result) and not _bad(args):
+        if sound and (_bad(result) or _bad(args)):
             frames = [
                 frame for frame in traceback.extract_stack() if Path(frame.filename).parent == Path(__file__).parent
             ]

@@ -15,7 +15,8 @@
 The status is 128 + the signal's number, what a shell shows for a process that the signal killed: a batch script sees
 the same number whether the run stopped cleanly or not, and result.json tells the two apart.
 
-Nothing is done inside the handler itself: a signal may land in the middle of a save, of a collective, of a lock.
+Nothing is done inside the handler itself: a signal may land in the middle of a save, of a collective, of a lock. Only
+where nothing is at stake, before the first iteration and after the last save, may the first signal leave at once.
 """
 
 import os
@@ -26,6 +27,10 @@ from types import FrameType, TracebackType
 from typing import Any
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+
+
+class Stopped(SystemExit):
+    """Raised by a first signal while `StopSignal.at_once` is on; its code is the exit status."""
 
 
 class StopSignal:
@@ -43,6 +48,8 @@ class StopSignal:
     def __init__(self) -> None:
         self.signum: int | None = None
         """The number of the first signal that asked for a stop."""
+        self.at_once = False
+        """On where a program has nothing to save, which may be long: there a first signal raises Stopped."""
         self._interrupts = 0
         self._earlier: dict[int, Any] = {}
 
@@ -80,6 +87,9 @@ class StopSignal:
         if self._interrupts == 2:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             raise KeyboardInterrupt
+        if self.at_once:
+            self.at_once = False
+            raise Stopped(self.exit_status)
 
     def _restore(self) -> None:
         while self._earlier:

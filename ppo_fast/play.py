@@ -1,6 +1,9 @@
 """Play whole episodes with a policy: an evaluation that no short episode can bias, and a video."""
 
-from collections.abc import Callable
+import os
+import sys
+from collections.abc import Callable, Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -80,34 +83,73 @@ def evaluate(envs: Any, agent: Any, seed: int) -> dict[str, float | int]:
 def record(envs: Any, agent: Any, seed: int, path: Path, max_steps: int = 10_000) -> Path:
     """Write one greedy episode of the first environment as an mp4 and return its path.
 
+    Frames go to the encoder one by one, so a long episode needs no more memory than a short one; the file appears when
+    it is whole. The last frame shows the state before the step that ended the episode: what is drawn after that step is
+    the next episode.
+
     Args:
         envs: one environment made with `render_mode="rgb_array"`, closed here.
+        seed: of the run. The episode is the first of those that `evaluate` plays with this seed, if made for one
+            environment.
+        max_steps: frames at most, for environments that never end an episode and for videos while training.
 
     Raises:
         ValueError: `--capture-video: ...` when moviepy is missing or the environment renders nothing.
     """
     try:
-        from moviepy.video.io.ImageSequenceClip import ImageSequenceClip
+        from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
     except ImportError as problem:
         raise ValueError('--capture-video: needs moviepy: pip install "ppo_fast[video]"') from problem
-    obs = envs.reset(seed=seed + EVAL_SEED)[0]
-    frames = [_frame(envs)]
-    for _ in range(max_steps):
-        obs, _, terminated, truncated, _ = envs.step(agent.act(obs, None)[0])
-        if terminated[0] or truncated[0]:
-            break  # what would be drawn now is the next episode
-        frames.append(_frame(envs))
-    fps = int(envs.metadata.get("render_fps") or 30)
-    envs.close()
-    ImageSequenceClip(frames, fps=fps).write_videofile(str(path), logger=None, audio=False)
+    fps, unfinished = int(envs.metadata.get("render_fps") or 30), path.with_name(f".{path.name}.part.mp4")
+    frames = _frames(envs, agent, seed, max_steps)
+    try:
+        first = next(frames)
+        # The index first, so that a browser starts to play before it has all of the file.
+        flags = ["-movflags", "+faststart"]
+        with FFMPEG_VideoWriter(str(unfinished), first.shape[1::-1], fps, ffmpeg_params=flags) as writer:
+            for frame in chain([first], frames):
+                writer.write_frame(frame)
+        unfinished.replace(path)
+    finally:
+        unfinished.unlink(missing_ok=True)
+        envs.close()
     return path
 
 
+def _frames(envs: Any, agent: Any, seed: int, max_steps: int) -> Iterator[np.ndarray]:
+    """What is seen of the first environment's greedy episode, a frame a step."""
+    obs = envs.reset(seed=seed + EVAL_SEED)[0]
+    for _ in range(max_steps):
+        yield _frame(envs)
+        obs, _, terminated, truncated, _ = envs.step(agent.act(obs, None)[0])
+        if terminated[0] or truncated[0]:
+            return
+
+
+def render_without_a_display() -> None:
+    """Let MuJoCo draw on a machine without a screen. Before the first environment is made: it looks only once.
+
+    The others draw into memory as they are. MUJOCO_GL wins where it is set.
+    """
+    if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
+        os.environ.setdefault("MUJOCO_GL", "egl")
+
+
 def _frame(envs: Any) -> np.ndarray:
+    """What the first environment shows, (height, width, 3), of even sizes: h264 has no others that every player takes.
+
+    Raises:
+        ValueError: `--capture-video: ...` when it shows nothing, with the reason where its renderer gives one.
+    """
+    reason = "it renders nothing"
     try:
         frames = envs.render()
     except NotImplementedError:  # gymnasium.Env's own render()
         frames = None
+    except Exception as problem:  # pygame, MuJoCo and OpenGL each have their own
+        reason = (str(problem).strip() or type(problem).__name__).splitlines()[0]
+        frames = None
     if frames is None or len(frames) == 0 or frames[0] is None:
-        raise ValueError(f"--capture-video: {envs.spec_id} renders nothing")
-    return np.asarray(frames[0])
+        raise ValueError(f"--capture-video: {envs.spec_id} can't be filmed: {reason}")
+    frame = np.asarray(frames[0])
+    return frame[: len(frame) // 2 * 2, : frame.shape[1] // 2 * 2]

@@ -12,6 +12,8 @@ from typing import Any
 # differ by more than clip_coef.
 _NORMALIZED = {"norm_obs": True, "norm_reward": True, "clip_vloss": False}
 
+_PASSES = {"num_envs": 32, "num_minibatches": 8, "update_epochs": 8, "learning_rate": 2e-3}
+
 # What the robots share: a policy whose first actions lie well inside their bounds, many passes, no entropy bonus.
 _ROBOT = {
     **_NORMALIZED,
@@ -21,38 +23,13 @@ _ROBOT = {
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # Fewer environments and more minibatches: four times the updates from the same steps.
-    "Acrobot-v1": {
-        **_NORMALIZED,
-        "num_envs": 16,
-        "num_steps": 128,
-        "num_minibatches": 8,
-        "learning_rate": 1e-3,
-        "gae_lambda": 0.94,
-        "ent_coef": 0.001,
-    },
-    # The first successes are chance. Scaled rewards and small rollouts turn each of them into a better policy before
-    # the next one comes.
-    "MountainCar-v0": {
-        **_NORMALIZED,
-        "num_envs": 16,
-        "num_steps": 64,
-        "gae_lambda": 0.98,
-        "learning_rate": 1e-3,
-        "update_epochs": 4,
-        "ent_coef": 0.0,
-    },
-    # The discount decides: 0.9 is fast but forgets that a swing pays off, 0.99 is slow.
-    "Pendulum-v1": {
-        **_NORMALIZED,
-        "num_envs": 16,
-        "num_steps": 200,
-        "gamma": 0.97,
-        "learning_rate": 2e-3,
-        "update_epochs": 10,
-        "num_minibatches": 8,
-        "ent_coef": 0.0,
-    },
+    # Eight passes over each rollout in eight minibatches: five times the updates of the defaults from the same steps.
+    "Acrobot-v1": {**_NORMALIZED, **_PASSES, "num_steps": 128, "ent_coef": 0.001},
+    # The first goals are chance. Scaled rewards and many passes turn each of them into a better policy; without an
+    # entropy bonus it goes on getting better to the end.
+    "MountainCar-v0": {**_NORMALIZED, **_PASSES, "num_steps": 64, "gae_lambda": 0.98, "ent_coef": 0.0},
+    # The discount decides: with 0.9 a swing does not seem to pay off, with 0.98 some seeds stay with a poor one.
+    "Pendulum-v1": {**_NORMALIZED, **_PASSES, "num_steps": 128, "gamma": 0.95, "ent_coef": 0.0},
     # The goal's 100 has to outweigh what 999 steps of pushing cost, so hardly any discount, and small rollouts that
     # learn from the first goal at once.
     "MountainCarContinuous-v0": {

@@ -14,7 +14,8 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 # Flags that may differ when a run goes on, besides W&B's. Any other would make it another run.
 CHANGEABLE = (
@@ -64,6 +65,19 @@ def _is_state(own: Any) -> bool:
     return whole and "theta" in own["tensors"]
 
 
+def misfit(tensors: Mapping[str, Tensor], agent: nn.Module) -> str | None:
+    """The first of a checkpoint's learned tensors that is missing or not of this agent's shape; None where all fit.
+
+    Args:
+        agent: its parameters are views of one flat vector, as `networks.flatten_parameters` leaves them.
+    """
+    first = next(agent.parameters())
+    flat = torch.Size([first.untyped_storage().nbytes() // first.element_size()])
+    wanted = dict.fromkeys(("theta", "moment1", "moment2"), flat)
+    wanted |= {f"agent.{name}": x.shape for name, x in agent.named_buffers() if "carry" not in name}
+    return next((name for name, shape in wanted.items() if name not in tensors or tensors[name].shape != shape), None)
+
+
 def flags(args: Any, payload: Mapping[str, Any], run: Path, given: Collection[str]) -> Any:
     """The flags to go on with: those of the checkpoint, and what of `given` may change. Flags that are new to a
     checkpoint of an earlier version keep their defaults.
@@ -89,6 +103,17 @@ def flags(args: Any, payload: Mapping[str, Any], run: Path, given: Collection[st
             flag = f"--{name.replace('_', '-')}"
             raise ValueError(f"{flag}: is {saved[name]} in {run} and can't change when a run goes on")
     return replace(args, **{**saved, **new})
+
+
+def lines(origin: Any, backend: str, world_size: int) -> list[str]:
+    """What to say of a run that goes on from `origin`, a `checkpoint.Resume`, with this backend and so many processes."""
+    said = [f"warning: passed over {line}" for line in origin.skipped]
+    said += [f"resumed       at step {origin.payload['progress']['global_step']:,} from {origin.path}"]
+    if backend != "tensor":
+        said += ["episodes      begin anew: only tensor environments can be put back where they were"]
+    elif len(origin.payload["ranks"]) != world_size:
+        said += ["episodes      begin anew: the number of processes is another one"]
+    return said
 
 
 def as_typed(values: Mapping[str, Any]) -> str:

@@ -14,7 +14,6 @@ to repeat it. The loop itself, and everything that computes, is the program's.
 
 import math
 import os
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -26,6 +25,7 @@ from typing import Any, Self
 import torch
 
 from ppo_fast import capture, checkpoint, crash, curves, play, presets, profiling, randomness, resume, speed, verify
+from ppo_fast.cli import program_of
 from ppo_fast.console import Console
 from ppo_fast.distributed import Ranks
 from ppo_fast.envs import EnvironmentFault, make
@@ -36,6 +36,7 @@ from ppo_fast.tracking import NoRun, Run, read_metrics
 
 MAX_RUNTIME_STATUS, FAULT_STATUS = 5, 6
 ROLLBACKS = 3
+FRAMES = 1000  # of a video at most
 SUMS = ("returns", "lengths", "episodes", "steps", "broken")  # the metrics that are summed over processes
 PROGRESS = tuple(name for name in resume.PROGRESS if name != "wandb_id")
 
@@ -49,6 +50,8 @@ def settle(args: Any) -> tuple[Any, checkpoint.Resume | None]:
     Raises:
         ValueError: "--resume: ..." or, for a flag that may not change, its name.
     """
+    if args.capture_video:
+        play.render_without_a_display()
     named = getattr(args, "flags_given", None)
     given = named or {field.name for field in fields(args) if getattr(args, field.name) != field.default}
     # torchrun starts the ranks anew, with the same words, after one of them died.
@@ -60,7 +63,7 @@ def settle(args: Any) -> tuple[Any, checkpoint.Resume | None]:
     else:
         origin = checkpoint.resolve(spec, root) if spec else None
     if origin is not None:
-        reason = resume.reason_against(origin.payload, _program(args))
+        reason = resume.reason_against(origin.payload, program_of(args))
         if reason is not None:
             raise ValueError(f"--resume: can't go on from {origin.path}: {reason}")
         return resume.flags(args, origin.payload, origin.run, given), origin
@@ -134,12 +137,15 @@ class Session:
     def start(self, envs: Any, agent: Any) -> bool:
         """Open the run folder and the console and say what runs; returns whether to compile."""
         args = self.args
+        self.agent = agent
         self.stack.callback(envs.close)
         parameters = sum(parameter.numel() for parameter in agent.parameters())
+        if self.origin is not None and (wrong := resume.misfit(self.origin.payload["ranks"][0]["tensors"], agent)):
+            raise ValueError(f"--resume: {self.origin.path}: its {wrong} does not fit this configuration")
         fast, wording = capture.decide(args, self.ranks.device, parameters)
         facts = asdict(args) | {"batch_size": args.batch_size, "num_iterations": args.num_iterations}
         facts |= {"parameters": parameters, "backend_used": envs.backend, "execution": wording}
-        facts |= {"world_size": self.ranks.world_size, "program": _program(args)}
+        facts |= {"world_size": self.ranks.world_size, "program": program_of(args)}
         facts |= {f"{name}_space": str(getattr(envs, f"single_{name}_space")) for name in ("observation", "action")}
         self.facts = facts | capture.versions(self.ranks.device, args.cuda)
         total = args.num_iterations * args.batch_size
@@ -149,7 +155,7 @@ class Session:
         self.report = Report(console, self.run, Health(total, agent.head.max_entropy), self.facts)
         self.report.say(getattr(args, "notes", []))
         if self.origin is not None:
-            self.report.say(self._resumed_lines(envs))
+            self.report.say(resume.lines(self.origin, envs.backend, self.ranks.world_size))
         self.watch.lap("startup")
         if fast:
             console.phase("compiling")
@@ -166,16 +172,6 @@ class Session:
         checkpoint.truncate_rows(folder / "metrics.jsonl", progress["global_step"])
         (folder / "result.json").unlink(missing_ok=True)  # a run that goes on has no result yet
         return Run.from_flags(self.facts, self.console.message, folder, progress["wandb_id"])
-
-    def _resumed_lines(self, envs: Any) -> list[str]:
-        assert self.origin is not None
-        lines = [f"warning: passed over {line}" for line in self.origin.skipped]
-        lines += [f"resumed       at step {self.origin.payload['progress']['global_step']:,} from {self.origin.path}"]
-        if envs.backend != "tensor":
-            lines += ["episodes      begin anew: only tensor environments can be put back where they were"]
-        elif len(self.origin.payload["ranks"]) != self.ranks.world_size:
-            lines += ["episodes      begin anew: the number of processes is another one"]
-        return lines
 
     def iterations(self, phases: Any) -> Iterator[int]:
         """The numbers of the iterations to run, from the checkpoint on, until the end or a stop; saves at the end."""
@@ -275,6 +271,9 @@ class Session:
         self._log(row | dict(zip(("charts/episodic_return", "charts/episodic_length"), mean, strict=True)))
         if self.iteration % self.args.save_interval == 0:
             self.save(phases)
+        quarter, before = (4 * i // self.args.num_iterations for i in (self.iteration, self.iteration - 1))
+        if self.args.capture_video and before < quarter < 4 and self.ranks.is_main:
+            self.film(f"step-{self.global_step}")
         if wishes[0]:
             status = self.stop.exit_status or 143
             self.over = {"stopped": self.stop.name or "SIGTERM", "exit_status": status}
@@ -369,7 +368,7 @@ class Session:
             fresh = make(args.env_id, args.eval_episodes, device, backend)
             result |= capture.eager(play.evaluate, one_thread=True)(fresh, agent, args.seed)
         if args.capture_video:
-            self.film(agent, "greedy")
+            self.film("greedy")
         self.watch.lap("eval")
         # Other processes don't run the phases any more.
         if self.ranks.world_size > 1 or not self.iteration:
@@ -379,17 +378,15 @@ class Session:
             self.report.say(profiling.profile(lambda: phases().tolist(), self.run.folder, device).lines)
         return speed.lines(result["speed"])
 
-    def film(self, agent: Any, name: str) -> None:
+    def film(self, name: str) -> None:
         """Record a greedy episode as videos/<name>.mp4 and show it in W&B."""
-        filmed = make(self.args.env_id, 1, self.ranks.device, "sync", render_mode="rgb_array")
-        path = play.record(filmed, agent, self.args.seed, self.run.subfolder("videos") / f"{name}.mp4")
+        path = self.run.subfolder("videos") / f"{name}.mp4"
+        try:
+            filmed = make(self.args.env_id, 1, self.ranks.device, "sync", render_mode="rgb_array")
+            play.record(filmed, self.agent, self.args.seed, path, FRAMES)
+        except ValueError as problem:  # nothing to see is no reason to lose a run
+            return self.report.say([f"warning: no video: {problem}"])
         self.run.log_video(path, self.global_step)
-
-
-def _program(args: Any) -> str:
-    """The module of a program's flags by its own name, also where it runs as __main__."""
-    module = sys.modules[type(args).__module__]
-    return module.__spec__.name if module.__spec__ else module.__name__
 
 
 def _is_shared(name: str) -> bool:

@@ -204,18 +204,29 @@ def collect_from_host(act: Callable, agent: Agent, envs: Any, obs: Tensor, noise
     return obs
 
 
+def collect_on_device(collect: Callable, agent: Agent, envs: Any, obs: Tensor, noise: Rows, rollout: Rollout) -> None:
+    """T steps of a tensor environment into the rollout, CHUNK at a time; state and obs (N, *S) move on in place."""
+    chunk = len(rollout.obs) if obs.is_cuda else capture.CHUNK
+    for part in (slice(t, t + chunk) for t in range(0, len(rollout.obs), chunk)):
+        state, next_obs, rows = collect(agent, envs, envs.state, obs, (noise[0][part], noise[1][part]))
+        capture.assign((*envs.state, obs), (*state, next_obs))
+        capture.assign((x[part] for x in rollout[:-1]), rows)
+
+
 def advantages(
-    agent: Agent, args: Args, rollout: Rollout, reward: Tensor, value: Tensor, valid: Tensor | None
+    agent: Agent, args: Args, rollout: Rollout, value: Tensor, valid: Tensor | None, **shared: Any
 ) -> tuple[Batch, Tensor]:
-    """The batch and the explained variance () from the rollout, its rewards (T, N) and V of its T + 1 observations."""
-    cut, next_value = rollout.truncated & ~rollout.terminated, value[1:]
+    """The batch and the explained variance () from the rollout and V of its T + 1 observations."""
+    reward, flags = rollout.reward, (rollout.terminated, rollout.truncated)
+    value, next_value = value[:-1], value[1:]
+    if agent.normalize_reward is not None:
+        reward = agent.normalize_reward.update_(reward, flags[0] | flags[1], valid, **shared)
+    cut = rollout.truncated & ~rollout.terminated
     if value.is_cuda:
         next_value = torch.where(cut, agent.value(rollout.final_obs), next_value)
     else:  # where the host may look, only the few truncated rows cost a forward pass
         rows = cut.nonzero(as_tuple=True)
         next_value = next_value.index_put(rows, agent.value(rollout.final_obs[rows]))
-    value = value[:-1]
-    flags = (rollout.terminated, rollout.truncated)
     advantage, returns = ppo.gae(reward, value, next_value, *flags, args.gamma, args.gae_lambda)
     columns = (rollout.obs, rollout.action, rollout.log_prob, advantage, returns, value, valid)
     batch = Batch._make(x if x is None else x.flatten(0, 1) for x in columns)
@@ -271,11 +282,12 @@ def update(
     batch: Batch, index: Tensor,
 ) -> Tensor:  # fmt: skip
     """Loss, backward, clip and Adam on the rows `index` (M,) of the batch; returns STATISTICS as one tensor."""
-    sums = None
-    if ranks.world_size > 1:  # advantages are normalised over the rows of all processes
-        valid = None if batch.valid is None else batch.valid[index]
-        sums = ranks.sum_(ppo.advantage_sums(batch.advantage[index], valid))
-    return apply(args, learner, ranks.average_(find(agent, args, learner.theta, batch, index, sums)))
+    if ranks.world_size == 1:
+        return apply(args, learner, find(agent, args, learner.theta, batch, index, None))
+    own = ppo.advantage_sums(batch.advantage[index], None if batch.valid is None else batch.valid[index])
+    sums = ranks.sum_(own.clone())  # advantages are normalised, and all is averaged, over the rows of all processes
+    share = (own[0] / sums[0].clamp(min=1)).float()
+    return apply(args, learner, ranks.sum_(share * find(agent, args, learner.theta, batch, index, sums)))
 
 
 def learn(args: Args, update: Callable[..., Tensor], batch: Batch, learner: ppo.Learner, draw: Any) -> Tensor:
@@ -310,40 +322,31 @@ def make_iteration(
     whole = (wrap(update), gradient, step) if ranks.world_size == 1 else (update, wrap(gradient), wrap(step))
     fused_update = partial(whole[0], agent, args, learner, ranks, *whole[1:])
     on_device, device = isinstance(envs, environments.TensorVectorEnv), ranks.device
-    chunk = capture.CHUNK if fast and device.type == "cpu" else args.num_steps
 
     draw = torch.Generator(device).manual_seed(args.seed)
     rollout, obs = new_rollout(args, envs, agent), envs.reset(seed=args.seed)[0].clone()
     valid = rollout.valid if envs.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP else None
-    zeros = torch.zeros(args.num_envs, dtype=torch.float64, device=device)
-    carry = (zeros, zeros.long())  # return and length so far of the running episodes
+    carry = tuple(torch.zeros_like(rollout.reward[0], dtype=kind) for kind in (torch.float64, torch.int64))
     estimate = torch.zeros_like(rollout.reward)  # kept for --verify
 
     def collect_phase() -> None:
         noise = agent.head.draw_noise((args.num_steps, args.num_envs), draw)
-        if not on_device:
+        if on_device:
+            collect_on_device(fused_collect, agent, envs, obs, (noise, envs.draw_noise(args.num_steps)), rollout)
+        else:
             obs.copy_(collect_from_host(fused_act, agent, envs, obs.clone(), noise, rollout))
-            return
-        env_noise = envs.draw_noise(args.num_steps)
-        for part in (slice(t, t + chunk) for t in range(0, args.num_steps, chunk)):
-            state, next_obs, rows = fused_collect(agent, envs, envs.state, obs, (noise[part], env_noise[part]))
-            capture.assign((*envs.state, obs), (*state, next_obs))
-            capture.assign((x[part] for x in rollout[:-1]), rows)
 
     def learn_phase() -> Tensor:
-        value, ended = fused_value(agent, torch.cat([rollout.obs, obs[None]])), rollout.terminated | rollout.truncated
+        value = fused_value(agent, torch.cat([rollout.obs, obs[None]]))
         broken = ranks.sum_((~capture.all_finite(rollout.obs, rollout.reward, value)).double())
-        learner.sound.copy_(broken == 0)
-        learner.active.copy_(learner.sound)
-        shared, reward = {"valid": valid, "sound": learner.sound, "reduce": ranks.sum_}, rollout.reward
-        if agent.normalize_reward is not None:
-            reward = agent.normalize_reward.update_(reward, ended, **shared)
-        batch, explained = advantages(agent, args, rollout, reward, value, valid)
+        capture.assign((learner.sound, learner.active), (broken == 0, broken == 0))
+        shared = {"sound": learner.sound, "reduce": ranks.sum_}
+        batch, explained = advantages(agent, args, rollout, value, valid, **shared)
         estimate.copy_(batch.advantage.view_as(estimate))
         statistics = learn(args, fused_update, batch, learner, draw)
         if agent.normalize_obs is not None:  # after the updates: they are of the policy that acted
-            agent.normalize_obs.update_(agent.inputs(rollout.obs), **shared)
-        episodes = episode_stats(rollout.reward, ended, valid, *carry)
+            agent.normalize_obs.update_(agent.inputs(rollout.obs), valid, **shared)
+        episodes = episode_stats(rollout.reward, rollout.terminated | rollout.truncated, valid, *carry)
         capture.assign(carry, (episodes.carry_return, episodes.carry_length))
         sums = (*episodes[:3], rollout.valid.sum(), ~learner.sound)
         return torch.cat([statistics, torch.stack([x.double() for x in (explained, learner.learning_rate, *sums)])])
@@ -360,11 +363,7 @@ def make_iteration(
     one_thread = not fast and args.batch_size <= capture.FEW_ROWS * args.num_minibatches
     generators, begin = ([draw, envs.generator], None) if on_device else ([draw], restart)
     phases = capture.Phases(collect_phase, learn_phase, state, generators, one_thread, begin)
-    if fast:
-        phases.ready(device)
-    if fast and not on_device:  # trying it out has moved them
-        restart(args.seed)
-    return phases
+    return phases.ready(device, args.seed) if fast else phases
 
 
 def setup(args: Args, device: torch.device) -> tuple[Any, Agent, ppo.Learner]:

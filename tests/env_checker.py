@@ -36,6 +36,7 @@ def check_vector_env(
     terminal: Predicate | None = None,
     continuous: bool = True,
     fixed_start: bool = False,
+    resets: int = 60,
 ) -> None:
     """Check a vector environment of at least two sub-environments that ends several episodes within `steps` steps.
 
@@ -46,6 +47,7 @@ def check_vector_env(
         terminal: from observations (K, *S) to (K,) bool, whether these end an episode by termination.
         continuous: whether the state changes on every step, so that two observations in a row differ.
         fixed_start: whether every episode starts in the same state.
+        resets: how many are taken to learn what a start looks like.
 
     Raises:
         AssertionError: naming the broken line of the contract.
@@ -60,7 +62,7 @@ def check_vector_env(
     _check_ends(env, start, record, limit)
     _check_final_obs(start, record, terminal, continuous)
     _check_bounds(env, record)
-    _check_fresh_starts(env, record, continuous, fixed_start)
+    _check_fresh_starts(env, record, continuous, fixed_start, resets)
     _check_wrong_actions(env)
     env.close()
     env.close()
@@ -103,7 +105,7 @@ def _sample(space: spaces.Space, rng: np.random.Generator) -> np.ndarray:
 
 def _check_attributes(env: Any) -> None:
     assert env.num_envs >= 2, "the checker needs at least two sub-environments"
-    assert env.backend in ("tensor", "entry_point", "sync", "async"), f"backend is {env.backend!r}"
+    assert env.backend in ("tensor", "entry_point", "sync", "async", "envpool"), f"backend is {env.backend!r}"
     assert isinstance(env.device, torch.device), "device is not a torch.device"
     assert isinstance(env.spec_id, str), "spec_id is not a string"
     single, batched = env.single_observation_space, env.observation_space
@@ -184,9 +186,9 @@ def _check_final_obs(start: torch.Tensor, record: list[Step], terminal: Predicat
         before = step.obs
 
 
-def _check_fresh_starts(env: Any, record: list[Step], continuous: bool, fixed_start: bool) -> None:
+def _check_fresh_starts(env: Any, record: list[Step], continuous: bool, fixed_start: bool, resets: int) -> None:
     """After an end the next observation is one that a reset gives, and not always the same one."""
-    starts = torch.cat([env.reset(seed=seed)[0] for seed in range(100, 160)]).flatten(1)
+    starts = torch.cat([env.reset(seed=seed)[0] for seed in range(100, 100 + resets)]).flatten(1)
     low, high = starts.amin(0), starts.amax(0)
     margin = 0.25 * (high - low) + 1e-5
     fresh = []

@@ -37,7 +37,7 @@ MAX_NESTING = 3
 PROGRAM = re.compile(r"ppo_fast\.(train(_\w+)?|evaluate|plot|compare|replay)")
 KINDS = ("PROGRAM", "MATH", "PLUMBING")
 TIE = "ppo_fast.session"  # the one module besides the programs that may import leaves, and so none of them imports it
-LAZY = {"wandb", "matplotlib", "moviepy", "pygame"}
+LAZY = {"wandb", "matplotlib", "moviepy", "pygame", "scipy", "envpool", "tensorboard"}
 PURE_CALLS = {
     *("bool", "dict", "float", "frozenset", "int", "len", "list", "range", "set", "sorted", "str", "tuple", "type"),
     *("re.compile", "math.log", "math.sqrt", "math.radians", "namedtuple", "timedelta"),

@@ -1,5 +1,9 @@
 """Small environments that the end-to-end tests train on, for `--env-id odd_envs:NextStep-v0` and the like."""
 
+import os
+import signal
+import subprocess
+import time
 from typing import Any
 
 import gymnasium
@@ -78,6 +82,61 @@ class NanReward(TwoDials):
         return obs, float("nan") if self._steps == NAN_AT else reward, terminated, truncated, info
 
 
+class Fragile(TwoDials):
+    """TwoDials that fails `how` at its `after`-th step, reset or start (`when`).
+
+    Without arguments the variable FRAGILE says "how,after,path": only the environment that makes the file at `path`
+    fails, and once.
+
+    Args:
+        how: "raise", "exit" (with status 3), "kill" (by SIGKILL), "hang", or "hang with child", which first starts a
+            process and writes its id to `path`; "" never fails.
+        after: counted from 1.
+        when: "step", "reset" or "start".
+        path: see above.
+    """
+
+    def __init__(self, how: str = "", after: int = 1, when: str = "step", path: str = "") -> None:
+        self.how, self.after, self.when, self.path, self.once = how, after, when, path, False
+        if not how and os.environ.get("FRAGILE"):
+            self.how, count, self.path = os.environ["FRAGILE"].split(",")
+            self.after, self.once = int(count), True
+        self.counts = {"step": 0, "reset": 0, "start": 0}
+        self._count("start")
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        self._count("reset")
+        return super().reset(seed=seed, options=options)
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self._count("step")
+        return super().step(action)
+
+    def _count(self, what: str) -> None:
+        self.counts[what] += 1
+        if self.how and self.when == what and self.counts[what] == self.after:
+            self._fail()
+
+    def _fail(self) -> None:
+        if self.once:
+            try:
+                open(self.path, "x").close()
+            except FileExistsError:
+                return
+        if self.how == "raise":
+            raise ValueError("a screw is loose\nand a second line")
+        if self.how == "exit":
+            os._exit(3)
+        if self.how == "kill":
+            os.kill(os.getpid(), signal.SIGKILL)
+        if self.how == "hang with child":
+            child = subprocess.Popen(["sleep", "3600"])
+            with open(self.path, "w") as file:
+                file.write(str(child.pid))
+        time.sleep(3600)
+
+
 gymnasium.register("NextStep-v0", vector_entry_point=f"{__name__}:NextStepVector", entry_point=f"{__name__}:TwoDials")
 gymnasium.register("TwoDials-v0", entry_point=f"{__name__}:TwoDials")
 gymnasium.register("NanReward-v0", entry_point=f"{__name__}:NanReward")
+gymnasium.register("Fragile-v0", entry_point=f"{__name__}:Fragile")

@@ -8,6 +8,7 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import pytest
+import tyro
 
 from ppo_fast import cli
 from ppo_fast.cli import Range
@@ -335,3 +336,69 @@ def test_nothing_is_written_where_a_flag_is_wrong(
     monkeypatch.chdir(tmp_path)
     refused(capsys, "--num-envs", "x")
     assert list(tmp_path.iterdir()) == []
+
+
+@dataclass
+class WithWords:
+    """A program that is told what to work on."""
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ("latest",)
+    """words without a flag"""
+    x: Literal["steps", "time"] = "steps"
+    """a choice"""
+    sizes: tuple[int, ...] = ()
+    """several numbers"""
+    json: bool = False
+    """a switch"""
+
+
+@dataclass
+class WithOneWord:
+    """A program that is told one thing to work on."""
+
+    run: Annotated[str, tyro.conf.Positional] = "latest"
+    """a word without a flag"""
+    seed: int | None = None
+    """a number"""
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("", WithWords()),
+        ("a b", WithWords(("a", "b"))),
+        ("a --x time b", WithWords(("a", "b"), "time")),
+        ("--x=time a --json b", WithWords(("a", "b"), "time", json=True)),
+        ("--json a", WithWords(("a",), json=True)),
+        ("--json yes a", WithWords(("a",), json=True)),
+        ("a --sizes 1 2 --x time b", WithWords(("a", "b"), "time", (1, 2))),
+        ("a -- b -- c", WithWords(("a", "--", "b", "--", "c"))),
+        ("-- a", WithWords(("--", "a"))),
+    ],
+)
+def test_words_without_a_flag_stand_anywhere(line, expected):
+    assert cli.parse(WithWords, line.split(), "test") == expected
+
+
+def test_one_word_without_a_flag(capsys):
+    assert cli.parse(WithOneWord, ["--seed", "3", "a"], "test") == WithOneWord("a", 3)
+    for line, said in (
+        ("a b", "unexpected 'b' after 'a'; flags are written --name value, see --help"),
+        ("a --sed 3", "--sed: no such flag; did you mean --seed?"),
+        ("a --seed x", "--seed: must be a whole number, or None, got 'x'"),
+    ):
+        with pytest.raises(SystemExit) as stop:
+            cli.parse(WithOneWord, line.split(), "test")
+        assert stop.value.code == 2 and capsys.readouterr().err == f"error: {said}\n"
+
+
+def test_a_mistake_in_a_word_is_the_users(monkeypatch, capsys):
+    def program(args):
+        raise ValueError("run: there is none")
+
+    monkeypatch.setattr(sys, "argv", ["program"])
+    with pytest.raises(SystemExit) as stop:
+        cli.run(program, WithOneWord, "test")
+    assert stop.value.code == 2 and capsys.readouterr().err == "error: run: there is none\n"
+    with pytest.raises(ValueError, match="run: there is none"):
+        cli.run(program, Args, "test")

@@ -7,6 +7,7 @@ import re
 import subprocess
 import sys
 import time
+from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
@@ -203,7 +204,7 @@ def test_panel_shows_the_row_and_fits(terminal, clock):
     assert max(len(line) for line in re.split(r"[\r\n]+", text)) <= 97
 
 
-@pytest.mark.parametrize("columns", [20, 40, 60, 79, 100, 200])
+@pytest.mark.parametrize("columns", [20, 30, 40, 60, 79, 100, 200])
 def test_panel_has_whole_borders_at_any_width(terminal, monkeypatch, columns):
     monkeypatch.setenv("COLUMNS", str(columns))
     voice = Console(500_000, title="a title that is far too long for a narrow terminal", stream=terminal)
@@ -215,6 +216,98 @@ def test_panel_has_whole_borders_at_any_width(terminal, monkeypatch, columns):
     lines = re.split(r"[\r\n]+", body)
     assert len({len(line) for line in lines if line.startswith("│")}) == 1
     assert all(line.endswith("│") for line in lines if line.startswith("│"))
+
+
+class Rows:
+    """The rows of a terminal that wraps what is written when it becomes narrower, as most of them do."""
+
+    def __init__(self):
+        self.rows, self.at, self.column = [""], 0, 0
+
+    def write(self, text):
+        for part in re.findall(r"\x1b\[[0-9;?]*[a-zA-Z]|\r|\n|[^\x1b\r\n]+", text):
+            if part == "\r":
+                self.column = 0
+            elif part == "\n":
+                self.at, self.column = self.at + 1, 0
+                self.rows += [""] * (self.at == len(self.rows))
+            elif part.endswith("A"):
+                self.at = max(0, self.at - int(part[2:-1]))
+            elif part == "\x1b[J":
+                self.rows[self.at :] = [self.rows[self.at][: self.column]]
+            elif part == CLEAR_LINE:
+                self.rows[self.at] = ""
+            elif not part.startswith("\x1b"):
+                row = self.rows[self.at].ljust(self.column)
+                self.rows[self.at] = row[: self.column] + part + row[self.column + len(part) :]
+                self.column += len(part)
+
+    def narrow(self, columns):
+        wrapped = [[row[i : i + columns] for i in range(0, max(1, len(row)), columns)] for row in self.rows]
+        self.at = sum(map(len, wrapped[: self.at + 1])) - 1
+        self.column = 0
+        self.rows = [row for rows in wrapped for row in rows]
+
+
+@pytest.mark.parametrize("widths", [(100, 60), (100, 40, 90, 31), (80, 200, 79), (60, 59, 58, 57)])
+def test_a_panel_leaves_nothing_behind_when_the_terminal_is_resized(terminal, monkeypatch, clock, widths):
+    rows = Rows()
+    monkeypatch.setattr(terminal, "write", rows.write)
+    monkeypatch.setenv("COLUMNS", str(widths[0]))
+    with Console(500_000, title="title", stream=terminal) as voice:
+        voice.start(["header"])
+        for before, now in pairwise(widths):
+            clock.seconds += 1
+            voice.update(ROW, [WARNING])
+            assert voice._screen is not None
+            voice._screen.width = now
+            if now < before:
+                rows.narrow(now)
+            clock.seconds += 1
+            voice.update(ROW, [WARNING])
+            header, *panel = (row for row in rows.rows if row.strip())
+            assert header == "header"
+            assert [row[0] for row in panel] == ["╭", *"│" * (len(panel) - 2), "╰"]
+    assert [row for row in rows.rows if row.strip()] == ["header"]
+
+
+def test_lights_stand_for_what_is_watched(terminal):
+    with Console(500_000, stream=terminal) as voice:
+        voice.start([])
+        terminal.truncate(0)
+        voice.update(ROW, [WARNING])
+        text = without_colour(terminal.getvalue())
+    for light in ("▲ clip fraction", "● approx KL", "● explained variance", "● entropy"):
+        assert light in text
+    assert text.count("▲") == 2  # the light, and the words
+
+
+def test_memory_of_this_process():
+    text = console._memory()
+    assert re.fullmatch(r"\d+\.\d\d GB", text)
+    assert 0.01 < float(text.split()[0]) < 20
+
+
+def test_silent_says_nothing_at_all(terminal, capsys):
+    voice = Console(1000, stream=terminal, silent=True)
+    with voice:
+        voice.start(["header"])
+        voice.phase("training")
+        voice.update(ROW, [WARNING])
+        voice.message("warning: disk full")
+        voice.summary(RESULT, [WARNING], "runs/x", ["next"])
+    assert terminal.getvalue() == ""
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_header_is_wrapped_between_words_in_a_terminal(terminal, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "40")
+    path = "runs/" + "x" * 60
+    with Console(1000, stream=terminal) as voice:
+        voice.start(["device        cpu (2 threads; no CUDA device found); eager", f"run folder    {path}"])
+    lines = without_colour(terminal.getvalue()).splitlines()
+    assert lines[:2] == ["device        cpu (2 threads; no CUDA", " " * 14 + "device found); eager"]
+    assert any(line.endswith(path) for line in lines)
 
 
 def test_panel_is_drawn_at_most_a_few_times_a_second(terminal, clock):

@@ -12,12 +12,16 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from ppo_fast.envs import make
-from ppo_fast.envs.host import HostVectorEnv, KeepFinalObs
+from ppo_fast.envs.host import HostVectorEnv
+from ppo_fast.envs.singles import SingleVectorEnv, find_kind
 from ppo_fast.envs.spaces import ActionDecoder, ObservationEncoder
 
 
 class Scripted(gymnasium.Env):
-    """Episode e of environment i has a scripted length and end; obs is (i, e, steps so far), perhaps in one buffer."""
+    """Episode e of environment i has a scripted length and end; obs is (i, e, steps so far), perhaps in one buffer.
+
+    The action mask allows action 0 at an episode's start and action 1 later. A seed begins with episode 0 again.
+    """
 
     action_space = spaces.Discrete(2)
     observation_space = spaces.Box(-1, 1000, (3,), np.float64)
@@ -32,7 +36,7 @@ class Scripted(gymnasium.Env):
         return self.buffer if self.reuse_buffer else self.buffer.copy()
 
     def reset(self, *, seed=None, options=None):
-        self.episode, self.steps = self.episode + 1, 0
+        self.episode, self.steps = 0 if seed is not None else self.episode + 1, 0
         return self._obs(), {"action_mask": np.array([1, 0], np.int8)}
 
     def step(self, action):
@@ -44,12 +48,13 @@ class Scripted(gymnasium.Env):
         return self._obs(), 10.0 * self.episode + self.steps, ended and kind != 1, ended and kind != 0, info
 
 
-def scripted(mode, n=5, reuse_buffer=False, wrapped=False):
-    def one(index):
-        env = Scripted(index, reuse_buffer)
-        return KeepFinalObs(env) if wrapped else env
-
-    envs = SyncVectorEnv([lambda i=i: one(i) for i in range(n)], autoreset_mode=mode, copy=False)
+def scripted(mode, n=5, reuse_buffer=False):
+    """Gymnasium's vector in that mode, or with mode None our own."""
+    makers = [lambda i=i: Scripted(i, reuse_buffer) for i in range(n)]
+    if mode is None:
+        envs = SingleVectorEnv(makers, find_kind(makers[0]))
+    else:
+        envs = SyncVectorEnv(makers, autoreset_mode=mode, copy=False)
     return HostVectorEnv(envs, "cpu", "sync", "Scripted")
 
 
@@ -75,23 +80,27 @@ def by_hand(index, count):
         length, kind = 1 + (index * 3 + episode * 5) % 4, (index + episode) % 3
         for step in range(1, length + 1):
             ended = step == length
-            before, after = [float(index), float(episode), step - 1.0], [float(index), float(episode), float(step)]
+            before = [float(index), float(episode), step - 1.0, float(step == 1), float(step != 1)]
+            after = [float(index), float(episode), float(step), 0.0, 1.0]
             rows.append((before, 10.0 * episode + step, ended and kind != 1, ended and kind != 0, after))
         episode += 1
     return rows[:count]
 
 
 @pytest.mark.parametrize("reuse_buffer", [False, True])
-@pytest.mark.parametrize("mode", list(AutoresetMode))
+@pytest.mark.parametrize("mode", [*AutoresetMode, None])
 def test_every_autoreset_mode_gives_the_same_transitions(mode, reuse_buffer):
-    seen = transitions(scripted(mode, reuse_buffer=reuse_buffer, wrapped=reuse_buffer), 200)
+    """Observations, action masks, rewards, ends and true successors, also of environments with one buffer."""
+    if mode is AutoresetMode.SAME_STEP and reuse_buffer:
+        mode = None  # Gymnasium's own loses final observations then: the next test
+    seen = transitions(scripted(mode, reuse_buffer=reuse_buffer), 200)
     for index, rows in enumerate(seen):
         assert len(rows) > 100
         assert rows == by_hand(index, len(rows))
 
 
-def test_the_copying_wrapper_is_needed():
-    """Without it an environment that reuses its buffer loses its final observations, so the test above can fail."""
+def test_gymnasiums_own_vector_loses_final_observations_of_reused_buffers():
+    """So the test above can fail."""
     rows = transitions(scripted(AutoresetMode.SAME_STEP, reuse_buffer=True), 50)[0]
     assert rows != by_hand(0, len(rows))
 
@@ -107,15 +116,76 @@ def test_reset_rows_are_invalid_only_in_next_step_mode():
             assert not reward[after_an_end].any() and not (ends[0] | ends[1])[after_an_end].any()
 
 
-@pytest.mark.parametrize("mode", list(AutoresetMode))
-def test_action_mask_belongs_to_the_observation_returned(mode):
+@pytest.mark.parametrize("mode", [*AutoresetMode, None])
+def test_a_mask_makes_the_observation_wider(mode):
     env = scripted(mode)
+    box: Any = env.single_observation_space
+    assert env.mask_size == 2 and box.shape == (5,)
+    assert box.low.tolist() == [-1, -1, -1, 0, 0] and box.high.tolist() == [1000, 1000, 1000, 1, 1]
     obs, info = env.reset(seed=0)
-    for _ in range(40):
-        at_start = obs[:, 2] == 0
-        wanted = torch.where(at_start[:, None], torch.tensor([True, False]), torch.tensor([False, True]))
-        assert torch.equal(info["action_mask"], wanted)
-        obs, *_, info = env.step(torch.zeros(5).long())
+    assert info == {} and obs.shape == (5, 5) and obs[:, 3:].tolist() == [[1, 0]] * 5
+
+
+@pytest.mark.parametrize("backend", ["sync", "async"])
+def test_taxi_says_which_moves_change_something(backend):
+    env: Any = make("Taxi-v4", 3, "cpu", backend, max_episode_steps=15)
+    assert env.mask_size == 6 and env.single_observation_space.shape == (506,)
+    obs, _ = env.reset(seed=2)
+    rng, forbidden = np.random.default_rng(0), 0
+    for _ in range(100):
+        state, mask = obs[:, :500], obs[:, 500:]
+        assert ((mask == 0) | (mask == 1)).all() and mask.any(1).all()
+        actions = torch.tensor(rng.integers(6, size=3))
+        obs, _, _, _, info = env.step(actions)
+        same = (info["final_obs"][:, :500] == state).all(1)
+        refused = mask[torch.arange(3), actions] == 0
+        assert torch.equal(refused, same), "a move is forbidden exactly where it leaves everything as it is"
+        forbidden += int(refused.sum())
+    assert forbidden > 30
+    env.close()
+
+
+class Masked(gymnasium.Env):
+    """MultiBinary observations and three actions; the mask is what the test says, at steps and at resets."""
+
+    action_space, observation_space = spaces.Discrete(3), spaces.MultiBinary((2, 2))
+    masks: tuple[Any, Any] = (None, None)
+
+    def reset(self, *, seed=None, options=None):
+        return np.ones((2, 2), np.int8), self._info(0)
+
+    def step(self, action):
+        return np.zeros((2, 2), np.int8), 0.0, False, True, self._info(1)
+
+    def _info(self, which):
+        mask = self.masks[which]
+        return {} if mask is None else {"action_mask": np.array(mask)}
+
+
+@pytest.mark.parametrize("ours", [True, False])
+@pytest.mark.parametrize(
+    ("at_reset", "at_step", "first", "last"),
+    [
+        ([1, 0, 1], [0, 1, 0], [1, 0, 1], [0, 1, 0]),
+        ([True, False, False], [0.0, 0.0, 2.0], [1, 0, 0], [0, 0, 1]),
+        ([1, 0, 0], None, [1, 0, 0], [1, 1, 1]),  # an observation without a mask allows everything
+        ([1, 0, 0], [0, 0, 0], [1, 0, 0], [1, 1, 1]),  # so does one that would allow nothing
+        ([1, 0], [1, 0], [], []),  # not a mask of three actions
+        (None, [1, 0, 0], [], []),  # offered too late: whether there is one must be known from the start
+    ],
+)
+def test_masks_in_every_form(ours, at_reset, at_step, first, last):
+    makers: list[Any] = [type("Now", (Masked,), {"masks": (at_reset, at_step)})] * 2
+    if ours:
+        envs = SingleVectorEnv(makers, find_kind(makers[0]))
+    else:
+        envs = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+    env: Any = HostVectorEnv(envs, "cpu", "sync")
+    assert env.mask_size == len(first) and env.observation_space.shape == (2, 4 + len(first))
+    assert env.reset(seed=0)[0].tolist() == [[1, 1, 1, 1, *first]] * 2
+    obs, *_, info = env.step(torch.zeros(2).long())
+    assert obs.tolist() == [[1, 1, 1, 1, *first]] * 2
+    assert info["final_obs"].tolist() == [[0, 0, 0, 0, *last]] * 2
 
 
 @pytest.mark.parametrize("backend", ["sync", "async"])
@@ -127,19 +197,22 @@ def test_exactly_the_single_environments(env_id, backend):
     obs, _ = env.reset(seed=9)
     seeds = env._spread(9)
     singles = [gymnasium.make(env_id, max_episode_steps=12) for _ in range(n)]
-    current = [single.reset(seed=seed)[0] for single, seed in zip(singles, seeds, strict=True)]
+    resets = [single.reset(seed=seed) for single, seed in zip(singles, seeds, strict=True)]
+    current = [(row, info.get("action_mask")) for row, info in resets]
     space, rng, ends = singles[0].observation_space, np.random.default_rng(0), 0
     for _ in range(60):
-        assert all(np.array_equal(encoded(space, row), obs[i]) for i, row in enumerate(current))
+        assert all(np.array_equal(encoded(space, *pair), obs[i]) for i, pair in enumerate(current))
         actions = sample_actions(env, rng)
         obs, reward, terminated, truncated, info = env.step(torch.as_tensor(actions))
         for i, single in enumerate(singles):
-            current[i], wanted_reward, *wanted_ends, _ = single.step(actions[i])
-            assert np.array_equal(encoded(space, current[i]), info["final_obs"][i])
+            row, wanted_reward, *wanted_ends, single_info = single.step(actions[i])
+            current[i] = row, single_info.get("action_mask")
+            assert np.array_equal(encoded(space, *current[i]), info["final_obs"][i])
             assert np.float32(wanted_reward) == reward[i].item()
             assert wanted_ends == [terminated[i].item(), truncated[i].item()]
             if any(wanted_ends):
-                ends, current[i] = ends + 1, single.reset()[0]
+                row, single_info = single.reset()
+                ends, current[i] = ends + 1, (row, single_info.get("action_mask"))
     assert ends > n
     env.close()
 
@@ -151,8 +224,9 @@ def sample_actions(env, rng):
     return rng.uniform(-2, 2, (env.num_envs, 1)).astype(np.float32)
 
 
-def encoded(space, row):
-    return np.asarray(spaces.flatten(space, row), dtype=np.float32)
+def encoded(space, row, mask=None):
+    flat: Any = spaces.flatten(space, row)
+    return np.concatenate([flat, [] if mask is None else mask]).astype(np.float32)
 
 
 OBSERVATION_SPACES = [
@@ -178,8 +252,12 @@ def test_observations_are_encoded_as_gymnasium_flattens_them(space):
     encoder.write(batch, out)
     wanted = np.stack([encoded(space, row) for row in rows])
     assert np.array_equal(out.reshape(40, -1), wanted)
-    assert np.array_equal(encoder.rows(rows).reshape(40, -1), wanted)
     assert all(row in encoder.space for row in out)
+    listed, one = np.full_like(out, 99), np.full_like(out, 99)
+    encoder.write_list(rows, listed, [None] * 40)
+    for row, place in zip(rows, one, strict=True):
+        encoder.write_one(row, place)
+    assert np.array_equal(listed, out) and np.array_equal(one, out)
 
 
 def test_a_lone_box_keeps_its_shape_and_bounds():
@@ -225,6 +303,33 @@ def test_actions_get_their_start_their_bounds_and_their_shape():
     assert decoder.space.shape == (2,) and values == [[[2.0], [0.5]], [[-1.0], [0.25]]]
     with pytest.raises(ValueError, match=r"shape \(2,\), got \(3,\)"):
         ActionDecoder(spaces.Discrete(3), 2)(torch.zeros(3))
+
+
+class Echo(gymnasium.Env):
+    """Observes the action that it got; its bounds are neither symmetric nor one."""
+
+    action_space = spaces.Box(np.array([[-3.0, 0.0]]), np.array([[0.5, 2.0]]), dtype=np.float64)
+    observation_space = spaces.Box(-9, 9, (2,), np.float32)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        assert action.shape == (1, 2) and action.dtype == np.float64 and self.action_space.contains(action)
+        return action[0].astype(np.float32), float(action.sum()), False, False, {}
+
+
+@pytest.mark.parametrize("backend", ["sync", "async"])
+def test_box_bounds_are_kept(backend):
+    gymnasium.register("Echo-v0", "test_envs_host:Echo")
+    try:
+        env = make("Echo-v0", 3, "cpu", backend)
+    finally:
+        gymnasium.registry.pop("Echo-v0")
+    env.reset(seed=0)
+    obs, reward, *_ = env.step(torch.tensor([[-9.0, -9.0], [9.0, 9.0], [0.25, 1.5]]))
+    assert obs.tolist() == [[-3, 0], [0.5, 2], [0.25, 1.5]] and reward.tolist() == [-3, 2.5, 1.75]
+    env.close()
 
 
 class Given(VectorEnv):

@@ -5,10 +5,14 @@ import sys
 from typing import Any
 
 import gymnasium
+import numpy as np
 import pytest
 import torch
 
 from ppo_fast.envs import BACKENDS, available_backends, make
+
+# The import of Box2D's own bindings warns.
+box2d = pytest.mark.filterwarnings("ignore:builtin type .* has no __module__ attribute:DeprecationWarning")
 
 
 @pytest.fixture
@@ -62,9 +66,10 @@ def test_auto_respects_arguments():
 
 
 def test_available_backends():
-    assert available_backends("CartPole-v1") == ("tensor", "entry_point", "sync", "async")
+    assert available_backends("CartPole-v1") == ("tensor", "entry_point", "sync", "async", "envpool")
     assert available_backends("ppo_fast/CartPole-v1") == ("tensor", "sync", "async")
     assert available_backends("Taxi-v4") == ("sync", "async")
+    assert available_backends("CheetahRun-v1") == ("envpool",)
 
 
 def test_unknown_ids_come_with_near_matches():
@@ -82,8 +87,10 @@ def test_bad_num_envs(num_envs):
 
 def test_bad_backends():
     message = refusal("CartPole-v1", 2, "cpu", "gpu")
-    assert message == "--backend: no backend 'gpu'; choose from auto, tensor, entry_point, sync, async"
+    assert message == "--backend: no backend 'gpu'; choose from auto, tensor, entry_point, sync, async, envpool"
     assert refusal("Taxi-v4", 2, "cpu", "tensor") == "--backend: Taxi-v4 has no tensor backend; it has sync, async"
+    assert refusal("Taxi-v4", 2, "cpu", "envpool") == "--backend: Taxi-v4 has no envpool backend; it has sync, async"
+    assert refusal("CheetahRun-v1", 2, "cpu", "sync") == "--backend: CheetahRun-v1 has no sync backend; it has envpool"
     assert "has no entry_point backend" in refusal("Acrobot-v1", 2, "cpu", "entry_point")
 
 
@@ -135,11 +142,41 @@ def test_a_module_is_imported_for_its_environment(tiny_env):
 
 
 @pytest.mark.parametrize(
-    ("env_id", "package", "extra"), [("LunarLander-v3", "Box2D", "box2d"), ("HalfCheetah-v5", "mujoco", "mujoco")]
+    ("env_id", "backend", "package", "wanted"),
+    [
+        ("LunarLander-v3", "auto", "Box2D", "--env-id: LunarLander-v3 needs a package that is missing; {box2d}"),
+        ("HalfCheetah-v5", "auto", "mujoco", "--env-id: HalfCheetah-v5 needs a package that is missing; {mujoco}"),
+        ("CartPole-v1", "envpool", "envpool", "--backend: envpool needs a package that is missing; {envpool}"),
+        ("CheetahRun-v1", "envpool", "envpool", "--backend: envpool needs a package that is missing; {envpool}"),
+        ("CheetahRun-v1", "auto", "envpool", "--env-id: no environment 'CheetahRun-v1'; did you mean HalfCheetah"),
+    ],
 )
-def test_a_missing_package_names_the_extra(env_id, package, extra):
+def test_a_missing_package_names_the_extra(env_id, backend, package, wanted):
     """In a process of its own, where the package can't be imported whether it is installed or not."""
-    code = f"import sys; sys.modules[{package!r}] = None; from ppo_fast.envs import make; make({env_id!r}, 2, 'cpu')"
+    call = f"make({env_id!r}, 2, 'cpu', {backend!r})"
+    code = f"import sys; sys.modules[{package!r}] = None; from ppo_fast.envs import make; {call}"
     done = subprocess.run([sys.executable, "-W", "ignore", "-c", code], capture_output=True, text=True)
     last = done.stderr.strip().splitlines()[-1]
-    assert last == f'ValueError: --env-id: {env_id} needs a package that is missing; pip install "ppo_fast[{extra}]"'
+    remedies = {name: f'pip install "ppo_fast[{name}]"' for name in ("box2d", "mujoco", "envpool")}
+    assert last.startswith("ValueError: " + wanted.format(**remedies))
+
+
+MUJOCO_AND_BOX2D = ("HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "LunarLander-v3", "BipedalWalker-v3")
+
+
+@box2d
+@pytest.mark.parametrize("backend", ["sync", "async"])
+@pytest.mark.parametrize("env_id", MUJOCO_AND_BOX2D)
+def test_mujoco_and_box2d(env_id, backend, tmp_path, monkeypatch, capfd):
+    """They run without a warning, and MuJoCo neither prints nor logs its own for each environment."""
+    monkeypatch.chdir(tmp_path)
+    env: Any = make(env_id, 3, "cpu", backend)
+    obs, _ = env.reset(seed=1)
+    rng = np.random.default_rng(0)
+    for _ in range(30):
+        space = env.single_action_space
+        actions = rng.integers(4, size=3) if env_id == "LunarLander-v3" else rng.uniform(-2, 2, (3, space.shape[0]))
+        obs, reward, *_, info = env.step(torch.as_tensor(actions))
+        assert obs.isfinite().all() and reward.isfinite().all() and info["final_obs"].isfinite().all()
+    env.close()
+    assert not list(tmp_path.iterdir()) and capfd.readouterr() == ("", "")

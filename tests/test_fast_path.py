@@ -258,7 +258,7 @@ def rolled_out(args):
         _, last, rows = train.collect(agent, envs, envs.state, obs, noise)
         rollout = train.Rollout(*rows, torch.ones(args.num_steps, args.num_envs).bool())
         value = agent.value(torch.cat([rollout.obs, last[None]]))
-        return learner, agent, train.advantages(agent, args, rollout, rollout.reward, value, None)[0]
+        return learner, agent, train.advantages(agent, args, rollout, value, None)[0]
 
 
 def updated(agent, args, learner, batch, index):

@@ -1,5 +1,6 @@
 """The run folder: what is written, that it is never lost or overwritten, and that no disk stops a run."""
 
+import dataclasses
 import json
 import math
 import os
@@ -12,10 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from ppo_fast import tracking
-from ppo_fast.tracking import Run, plot_curves, read_metrics
+from ppo_fast import cli, curves, tracking
+from ppo_fast.curves import plot_curves
+from ppo_fast.tracking import NoRun, Run, WandbFlags, read_metrics
 
-COLUMNS = [column for _, column in tracking.PANELS]
+COLUMNS = [column for _, column in curves.PANELS]
 PNG = b"\x89PNG"
 
 
@@ -33,7 +35,7 @@ def test_a_finished_run_leaves_the_whole_folder(tmp_path):
     with make_run(tmp_path / "runs", said) as run:
         run.log(row(64))
         run.log(row(128))
-        run.finish({"eval/mean_return": 500.0, "seconds": {"train": 1.0}})
+        run.finish({"eval/mean_return": 500.0, "seconds": {"train": 1.0}}, plot_curves)
     assert re.fullmatch(r"CartPole-v1__train__3__\d{10}", run.folder.name)
     assert sorted(path.name for path in run.folder.iterdir()) == [
         "config.json",
@@ -167,6 +169,140 @@ def test_an_exception_closes_the_files_and_goes_on(tmp_path):
     assert not (run.folder / "result.json").exists()
 
 
+def resume(run, said=None, **overrides):
+    return make_run(run.folder.parent, said, **{"config": {"gamma": 0.5}, "resume_folder": run.folder, **overrides})
+
+
+def test_a_resumed_run_goes_on_in_its_folder(tmp_path):
+    with make_run(tmp_path) as first:
+        first.log(row(64))
+    with resume(first) as second:
+        second.log(row(128))
+        second.finish({"eval/mean_return": 1.0})
+    assert second.folder == first.folder
+    assert len(list(tmp_path.iterdir())) == 1
+    assert [r["global_step"] for r in read_metrics(first.folder)] == [64, 128]
+    assert json.loads((first.folder / "config.json").read_text()) == {"gamma": 0.99}
+    assert (first.folder / "result.json").exists()
+
+
+@pytest.mark.parametrize("left", ["", json.dumps(row(64)) + "\n", json.dumps(row(64)) + "\n" + json.dumps(row(65))[:9]])
+def test_a_half_row_of_the_run_before_costs_no_row_after_it(tmp_path, left):
+    with make_run(tmp_path) as first:
+        (first.folder / "metrics.jsonl").write_text(left)
+    with resume(first) as second:
+        second.log(row(128))
+    assert [r["global_step"] for r in read_metrics(first.folder)] == [64, 128][-left.count("\n") - 1 :]
+
+
+def test_a_rollback_takes_rows_back(tmp_path):
+    said = []
+
+    def cut(path):
+        (tmp_path / "short").write_text(json.dumps(row(1)) + "\n")
+        (tmp_path / "short").replace(path)  # another file under the old name, as an atomic write leaves it
+
+    def fail(path):
+        raise OSError(28, "No space left on device")
+
+    with make_run(tmp_path / "runs", said) as run:
+        for step in (1, 2, 3):
+            run.log(row(step))
+        run.rewind(cut)
+        run.log(row(2))
+        assert [r["global_step"] for r in run.rows()] == [1, 2]
+        run.rewind(fail)
+        run.log(row(3))
+    assert [r["global_step"] for r in read_metrics(run.folder)] == [1, 2, 3]
+    assert len(said) == 1 and "No space left" in said[0]
+
+
+def test_no_run_leaves_nothing(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with NoRun() as run:
+        run.log(row(1))
+        run.rewind(lambda path: pytest.fail("nothing to cut"))
+        assert run.rows() == []
+        run.log_video(tmp_path / "greedy.mp4", 1)
+        run.finish({"eval/mean_return": 1.0}, lambda *_: pytest.fail("nothing to draw"))
+        run.close()
+    with pytest.raises(RuntimeError, match="mine"), NoRun():
+        raise RuntimeError("mine")
+    assert run.folder is None and run.wandb_id is None
+    assert not list(tmp_path.iterdir())
+
+
+def test_no_run_has_the_methods_of_a_run():
+    def public(kind):
+        return {name for name in vars(kind) if not name.startswith("_") and callable(getattr(kind, name))}
+
+    assert public(Run) - public(NoRun) == {"from_flags", "subfolder"}
+
+
+def events(folder):
+    """(step, {tag: value}) of each record of rows in the TensorBoard files of a run, in their order."""
+    loader = pytest.importorskip("tensorboard.backend.event_processing.event_file_loader")
+    files = sorted((folder / "tensorboard").iterdir())
+    found = [event for path in files for event in loader.LegacyEventFileLoader(str(path)).Load()]
+    return [(e.step, {v.tag: v.simple_value for v in e.summary.value}) for e in found if e.summary.value]
+
+
+def test_tensorboard_gets_the_rows_under_the_same_names(tmp_path):
+    with make_run(tmp_path, tensorboard=True) as run:
+        run.log(row(64, extra=math.nan, nothing=None, flag=True))
+        run.log(row(128))
+    first, second = events(run.folder)
+    assert first == (64, {**dict.fromkeys(COLUMNS, 1.5), "flag": 1.0})
+    assert second == (128, dict.fromkeys(COLUMNS, 1.5))
+
+
+def test_a_resumed_run_has_all_its_rows_in_tensorboard_once(tmp_path):
+    with make_run(tmp_path, tensorboard=True) as first:
+        for step in (64, 128, 192):
+            first.log(row(step))
+    lines = (first.folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (first.folder / "metrics.jsonl").write_text(lines[0])  # the checkpoint was made after the first row
+    with resume(first, tensorboard=True) as second:
+        second.log(row(128))
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    board = EventAccumulator(str(first.folder / "tensorboard"))
+    board.Reload()
+    assert [event.step for event in board.Scalars("charts/SPS")] == [64, 128]
+
+
+def test_tensorboard_missing_is_one_line_and_nothing_is_written(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(ValueError, match=r"\A--tensorboard: needs tensorboard: pip install .*\Z"):
+        make_run(tmp_path / "runs", tensorboard=True)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_tensorboard_failing_is_said_once_and_training_goes_on(tmp_path):
+    said = []
+    with make_run(tmp_path, said, tensorboard=True) as run:
+        assert run._board is not None
+        run._board.close()
+        run._board = object()
+        run.log(row(64))
+        run.log(row(128))
+    assert len(said) == 1 and said[0].startswith("warning: TensorBoard failed (")
+    assert len(read_metrics(run.folder)) == 2
+
+
+def test_every_flag_of_a_program_reaches_the_run(tmp_path, monkeypatch):
+    given = {"wandb_group": "g", "wandb_name": "n", "wandb_tags": ("a", "b"), "wandb_notes": "x", "wandb_entity": "e"}
+    flags = cli.RunFlags(run_root=str(tmp_path), wandb_artifacts=True, track=True, **given)
+    names = {field.name for field in dataclasses.fields(flags)}
+    assert {f"wandb_{name}" for name in WandbFlags._fields} - {"wandb_run_id"} == {n for n in names if "wandb" in n}
+    seen = []
+    monkeypatch.setattr(tracking, "_start_wandb", lambda folder, wandb, config, say: seen.append(wandb))
+    facts = dataclasses.asdict(flags) | {"env_id": "CartPole-v1"}
+    with Run.from_flags(facts, print, wandb_id="abc") as run:
+        assert run.folder.parent == tmp_path
+    assert seen == [WandbFlags("online", "ppo_fast", "e", "g", "n", ("a", "b"), "x", True, "abc")]
+
+
 class FullDisk:
     """A metrics file on a disk that takes `room` more bytes."""
 
@@ -226,14 +362,13 @@ def test_a_result_that_cannot_be_written_keeps_the_old_one(tmp_path, monkeypatch
     assert [path.name for path in tmp_path.iterdir()] == ["result.json"]
 
 
-def test_a_picture_that_cannot_be_drawn_does_not_fail_the_run(tmp_path, monkeypatch):
-    def fail(_):
+def test_a_picture_that_cannot_be_drawn_does_not_fail_the_run(tmp_path):
+    def fail(folder, rows):
         raise RuntimeError("no font\nlong story")
 
     said = []
-    monkeypatch.setattr(tracking, "plot_curves", fail)
     with make_run(tmp_path, said) as run:
-        run.finish({"eval/mean_return": 1.0})
+        run.finish({"eval/mean_return": 1.0}, fail)
     assert said == ["warning: curves.png was not drawn: no font"]
     assert (run.folder / "result.json").exists()
 
@@ -255,14 +390,14 @@ BROKEN_FILES = {
 @pytest.mark.parametrize("text", BROKEN_FILES.values(), ids=BROKEN_FILES.keys())
 def test_curves_survive_a_broken_file(tmp_path, text):
     (tmp_path / "metrics.jsonl").write_text(text)
-    assert plot_curves(tmp_path) is True
+    assert plot_curves(tmp_path, read_metrics(tmp_path)) is True
     assert (tmp_path / "curves.png").read_bytes().startswith(PNG)
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", '{"global_st', '{"charts/SPS": 5}\n', '{"global_step": null}\n'])
 def test_no_row_no_picture(tmp_path, text):
     (tmp_path / "metrics.jsonl").write_text(text)
-    assert plot_curves(tmp_path) is False
+    assert plot_curves(tmp_path, read_metrics(tmp_path)) is False
     assert not (tmp_path / "curves.png").exists()
 
 
@@ -271,16 +406,19 @@ def test_moving_average_against_a_plain_mean():
     for width in (1, 2, 5, 9):
         half = width // 2
         expected = [float(np.mean(values[max(0, i - half) : i + half + 1])) for i in range(50)]
-        assert tracking._moving_average(values, width) == pytest.approx(expected)
+        assert curves._moving_average(values, width) == pytest.approx(expected)
 
 
 def test_tick_labels_are_short_and_right():
     labels = {0.0025: "0.0025", 500.0: "500", 9000: "9000", 250_000: "250k", 1_500_000: "1.5M", -2e9: "-2G", 0: "0"}
-    assert {value: tracking._short_number(value) for value in labels} == labels
+    assert {value: curves._short_number(value) for value in labels} == labels
 
 
 def test_importing_it_is_cheap():
-    code = "import sys, ppo_fast.tracking; print([m for m in ('wandb', 'matplotlib', 'rich') if m in sys.modules])"
+    code = """
+import sys, ppo_fast.curves, ppo_fast.tracking
+print([name for name in ("wandb", "matplotlib", "rich", "tensorboard", "torch") if name in sys.modules])
+"""
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
     done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"

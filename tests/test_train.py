@@ -246,12 +246,11 @@ def test_a_nan_reward_ends_training_with_one_line_and_status_3(tmp_path: Path) -
     line = "--env-id odd_envs:NanReward-v0 --num-envs 2 --num-steps 8 --total-timesteps 800"
     done = run_program(tmp_path, line, status=3)
     assert done.stderr.startswith("error: step 32: reward of environment 0 is nan") and done.stderr.count("\n") == 1
-    assert " is nan" in done.stderr and "rewards" in done.stderr
+    assert "python -m ppo_fast.replay" in done.stderr
     folder = only_run(tmp_path)
     rows = read_metrics(folder)
     # Steps 1 to 8 and 9 to 16 of both environments are well; step 20 falls into the third iteration.
-    assert [row["health/not_finite"] for row in rows] == [0, 0, 1]
-    assert rows[-1]["losses/value_loss"] is None
+    assert [row["health/not_finite"] for row in rows] == [0, 0] and (folder / "crash-32.pt").is_file()
     assert not (folder / "result.json").exists() and not (folder / "policy.safetensors").exists()
 
 

@@ -9,10 +9,11 @@ import sys
 import time
 import zlib
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from ppo_fast.tracking import STEPPED_BY_GLOBAL_STEP, Run, read_metrics
+from ppo_fast.tracking import STEPPED_BY_GLOBAL_STEP, Run, WandbFlags, read_metrics
 
 BLOCK = 32 * 1024
 FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
@@ -99,9 +100,10 @@ def offline(tmp_path, monkeypatch):
         monkeypatch.setenv(name, value)
     said = []
 
-    def start(**overrides):
+    def start(wandb=None, **overrides):
         settings = {"root": tmp_path / "runs", "env_id": "CartPole-v1", "exp_name": "train", "seed": 1, "config": {}}
-        run = Run(**{**settings, **overrides}, track=True, wandb_mode="offline", say=said.append)
+        wandb = WandbFlags(**{"mode": "offline", **(wandb or {})})
+        run = Run(**{**settings, **overrides}, track=True, wandb=wandb, say=said.append)
         return run, said
 
     yield start
@@ -133,7 +135,7 @@ def test_rows_on_disk_equal_metrics_jsonl_and_config_is_complete(offline):
         "versions": {"torch": "2.13.0"},
         "long": "x" * 100_000,  # one record over several blocks
     }
-    run, said = offline(config=config, wandb_project_name="project", wandb_entity="entity")
+    run, said = offline({"project_name": "project", "entity": "entity"}, config=config)
     with run:
         for step in range(1, 601):
             run.log(make_row(step))
@@ -154,6 +156,93 @@ def test_rows_on_disk_equal_metrics_jsonl_and_config_is_complete(offline):
     assert exit_code == 0
     (line,) = said
     assert line.startswith("W&B: offline; upload with `wandb sync ") and str(run.folder) in line
+
+
+def test_group_name_tags_and_notes(offline):
+    run, _ = offline({"group": "lr", "name": "mine", "tags": ("a", "b"), "notes": "first try"})
+    with run:
+        run.log({"global_step": 1})
+    record = read_offline_run(run.folder)[4]
+    assert record is not None
+    assert (record.run_group, record.display_name, list(record.tags), record.notes) == (
+        "lr",
+        "mine",
+        ["a", "b"],
+        "first try",
+    )
+    assert record.run_id == run.wandb_id
+
+
+def test_a_resumed_run_keeps_its_id_and_its_newest_file_is_complete(offline):
+    first, _ = offline()
+    with first:
+        for step in range(1, 6):
+            first.log(make_row(step))
+    lines = (first.folder / "metrics.jsonl").read_text().splitlines(keepends=True)
+    (first.folder / "metrics.jsonl").write_text("".join(lines[:3]))  # the checkpoint was made after three rows
+    known = set(first.folder.glob("wandb/offline-run-*"))
+    time.sleep(1.1)  # wandb names the folder of its file by the second
+    second, _ = offline({"run_id": first.wandb_id}, resume_folder=first.folder)
+    with second:
+        for step in range(4, 8):
+            second.log(make_row(step))
+        second.finish({"eval/mean_return": 5.0})
+    assert second.wandb_id == first.wandb_id
+    for folder in known:
+        for path in folder.glob("*.wandb"):
+            path.unlink()
+    _, rows, _, summary, record, _ = read_offline_run(first.folder)
+    assert rows == read_metrics(first.folder)
+    assert [row["global_step"] for row in rows] == [step * 8192 for step in range(1, 8)]
+    assert record is not None and record.run_id == first.wandb_id
+    assert summary["eval/mean_return"] == 5.0
+
+
+def test_rows_that_wandb_has_already_are_not_sent_again(offline):
+    """An online run that is resumed begins behind the last row that W&B has."""
+    run, _ = offline()
+    sent = []
+    twin, run._wandb_had, run._wandb_step = run._wandb_run, 16384, 16384
+    with run:
+        run._wandb_run = SimpleNamespace(log=lambda row, step, commit: sent.append(step), finish=lambda exit_code: None)
+        for step in (1, 2, 3, 4):
+            run.log(make_row(step))
+    twin.finish()
+    assert sent == [3 * 8192, 4 * 8192]
+
+
+def test_artifacts_on_request(offline):
+    run, said = offline({"artifacts": True})
+    with run:
+        run.log({"global_step": 1})
+        (run.folder / "policy.safetensors").write_bytes(b"weights")
+        for step in (1, 2):
+            (run.subfolder("checkpoints") / f"checkpoint-{step}.pt").write_bytes(b"state")
+            os.utime(run.folder / "checkpoints" / f"checkpoint-{step}.pt", (step, step))
+        run.finish({"eval/mean_return": 5.0})
+    (path,) = run.folder.glob("wandb/offline-run-*/*.wandb")
+    artifacts = [
+        record.request.log_artifact.artifact if record.HasField("request") else record.artifact
+        for record in finished_records(path)
+        if record.HasField("artifact") or record.request.HasField("log_artifact")
+    ]
+    files = {a.type: {entry.path for entry in a.manifest.contents} for a in artifacts}
+    assert files["model"] == {"policy.safetensors", "checkpoint-2.pt"}
+    assert {"train.py", "ppo.py"} <= files["code"]
+    assert len(said) == 1
+
+
+def test_a_video_is_shown_beside_the_rows(offline):
+    run, said = offline()
+    with run:
+        run.log(make_row(1))
+        (run.folder / "greedy.mp4").write_bytes(b"not really")
+        run.log_video(run.folder / "greedy.mp4", 8192)
+        run.log(make_row(2))
+    rows = read_offline_run(run.folder)[1]
+    assert [row["global_step"] for row in rows] == [8192, 8192, 16384]
+    assert len(read_metrics(run.folder)) == 2
+    assert len(said) == 1
 
 
 def test_rows_of_one_step_are_all_kept(offline):
@@ -255,7 +344,8 @@ if case in ("hang at start", "hang at end"):
 else:
     os.environ["WANDB_BASE_URL"] = "http://127.0.0.1:9"
 begin = time.perf_counter()
-run = Run(root=root, env_id="E", exp_name="x", seed=1, config={"gamma": 0.9}, track=True)
+say = lambda text: print(text, file=sys.stderr)
+run = Run(root=root, env_id="E", exp_name="x", seed=1, config={"gamma": 0.9}, track=True, say=say)
 print(time.perf_counter() - begin)
 run.log({"global_step": 1})
 run.log({"global_step": 2})

@@ -98,24 +98,21 @@ def make(
         raise ValueError('--backend: envpool needs a package that is missing; pip install "ppo_fast[envpool]"')
     spec = _find_spec(env_id)
     if backend == "envpool" or (backend == "auto" and spec is None):
-        env = _make_envpool(spec, env_id, num_envs, torch.device(device), env_kwargs)
-        env.spec_id = env_id
-        return env
+        return _make_envpool(spec, env_id, num_envs, torch.device(device), env_kwargs)
     if spec is None:
         raise ValueError(f"--backend: {env_id} has no {backend} backend; it has envpool")
     backend = _choose(spec, env_id, backend, env_kwargs)
     try:
         if backend == "tensor":
             env = _make_tensor(spec, num_envs, torch.device(device), env_kwargs)
-        else:
-            remake = _remaker(spec, env_id, num_envs, backend, env_kwargs, timeout, num_workers)
-            env = _adapt(remake, torch.device(device), backend, env_id)
+            env.spec_id = env_id
+            return env
+        remake = _remaker(spec, env_id, num_envs, backend, env_kwargs, timeout, num_workers)
+        return _adapt(remake, torch.device(device), backend, env_id)
     except (error.DependencyNotInstalled, ImportError) as problem:
         raise ValueError(f"--env-id: {env_id} needs a package that is missing; {_remedy(spec, problem)}") from problem
     except error.Error as problem:
         raise ValueError(f"--env-id: {env_id} can't be made: {_first_line(problem)}") from problem
-    env.spec_id = env_id
-    return env
 
 
 def available_backends(env_id: str) -> tuple[str, ...]:

@@ -1,0 +1,244 @@
+"""Training processes to be stopped, killed and started again, and what is compared of their runs.
+
+Importing torch takes seconds, a fork takes milliseconds: a `Forge` is a process that has imported the trainer, and
+forks each victim. A victim behaves like `python -m ppo_fast.train <flags>`, in a process group of its own.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ppo_fast import checkpoint
+
+REPOSITORY = Path(__file__).parents[1]
+# Small and quick, but with all that a resume has to bring back.
+SMALL = (
+    *("--num-envs", "4", "--num-steps", "4", "--update-epochs", "2", "--num-minibatches", "2"),
+    *("--hidden-sizes", "8", "--norm-obs", "--norm-reward", "--target-kl", "0.02"),
+    *("--eval-episodes", "0", "--compile", "off", "--quiet"),
+)
+BATCH = 4 * 4
+
+FORGE = """
+import json, os, sys, traceback
+import torch
+from ppo_fast import capture, cli, session, train
+session.speed.of_run = session.speed.lines = lambda *_: []  # half a second each, and tested elsewhere
+session.curves.plot_curves = lambda *_: None
+torch.set_num_threads(1)  # a forked child would wait for threads that only its parent has
+print("ready", flush=True)
+for line in sys.stdin:
+    order = json.loads(line)
+    child = os.fork()
+    if child == 0:
+        os.setpgid(0, 0)
+        os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+        for number, path in ((1, order["out"]), (2, order["err"])):
+            os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
+        os.environ.update(order["env"])
+        sys.argv = ["train", *order["argv"]]
+        try:
+            exec(order["before"], {"train": train})
+            cli.run(train.train, train.Args, "test", capture.Stopwatch())
+        except KeyboardInterrupt:
+            os._exit(130)  # before cli.run took over
+        except SystemExit as stop:
+            sys.stdout.flush()
+            os._exit(stop.code or 0)
+        except BaseException:
+            traceback.print_exc()
+            os._exit(1)
+        os._exit(0)
+    print(child, flush=True)
+    print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
+"""
+
+
+class Victim:
+    """One forked training process; `status` is known after `wait`: an exit status, or minus a signal."""
+
+    def __init__(self, forge: subprocess.Popen, pid: int, out: Path, err: Path) -> None:
+        self.forge, self.pid, self.out, self.err, self.status = forge, pid, out, err, None
+
+    def send(self, signum: int) -> None:
+        """Send a signal, to this process alone."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signum)
+
+    def wait(self) -> int:
+        """The exit status."""
+        assert self.forge.stdout is not None
+        if self.status is None:
+            self.status = int(self.forge.stdout.readline())
+        return self.status
+
+    def errors(self) -> str:
+        """What it printed to stderr."""
+        return self.err.read_text()
+
+
+class Forge:
+    """Forks victims one after the other; `folder` takes what they print."""
+
+    def __init__(self, folder: Path, **env: str) -> None:
+        self.folder, self.count = folder, 0
+        folder.mkdir(parents=True, exist_ok=True)
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", FORGE],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=folder,
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **env},
+        )
+        assert self.process.stdout is not None and self.process.stdout.readline() == "ready\n"
+
+    def start(self, *flags: str, before: str = "", terminal: str = "", **env: str) -> Victim:
+        """Fork a victim with these flags, on the terminal of that name, if any.
+
+        `before` is Python that it runs first, with the module `train`.
+        """
+        assert self.process.stdin is not None and self.process.stdout is not None
+        self.count += 1
+        out, err = (self.folder / f"{self.count}.{kind}" for kind in ("out", "err"))
+        out, err = (Path(terminal), Path(terminal)) if terminal else (out, err)
+        order = {"argv": flags, "out": str(out), "err": str(err), "env": env, "before": before}
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        return Victim(self.process, int(self.process.stdout.readline()), out, err)
+
+    def run(self, *flags: str, **more: Any) -> Victim:
+        """Start a victim and wait for its end."""
+        victim = self.start(*flags, **more)
+        victim.wait()
+        return victim
+
+    def close(self) -> None:
+        """End the process; a victim that still runs is killed by whoever started it."""
+        self.process.kill()
+        self.process.communicate()
+
+
+@contextmanager
+def forge(folder: Path, **env: str) -> Iterator[Forge]:
+    """A `Forge` that is closed at the end."""
+    made = Forge(folder, **env)
+    try:
+        yield made
+    finally:
+        made.close()
+
+
+def only_run(root: Path) -> Path:
+    """The one run folder below `root`."""
+    [folder] = [path for path in root.iterdir() if path.is_dir()]
+    return folder
+
+
+def wait_until(holds: Callable[[], bool], seconds: float = 60.0) -> None:
+    """Look 200 times a second until `holds`."""
+    deadline = time.monotonic() + seconds
+    while not holds():
+        assert time.monotonic() < deadline, "waited in vain"
+        time.sleep(0.005)
+
+
+def whole_rows(run: Path) -> tuple[list[dict[str, Any]], int]:
+    """The rows of metrics.jsonl, and how many lines are no row."""
+    path = run / "metrics.jsonl"
+    rows, torn = [], 0
+    for line in path.read_bytes().splitlines() if path.exists() else ():
+        try:
+            rows.append(json.loads(line))
+        except ValueError:
+            torn += 1
+    return rows, torn
+
+
+def newest(run: Path) -> dict[str, Any]:
+    """The contents of a run's newest checkpoint."""
+    return checkpoint.latest(run / "checkpoints")[1]
+
+
+# What two runs that end alike may differ in: how long they took and how they were asked for. Python's own generator is
+# the libraries' to draw from; nothing that is trained does.
+INCIDENTAL = ("elapsed", "first_seconds", "wandb_id", "python", "exp_name", "run_root", "resume", "max_runtime")
+
+
+def difference(a: Any, b: Any, where: str = "") -> str | None:
+    """Where two payloads differ in a bit, None where they don't; INCIDENTAL entries are not looked at."""
+    if type(a) is not type(b):
+        return f"{where}: {type(a)} and {type(b)}"
+    if isinstance(a, torch.Tensor):
+        same = a.dtype == b.dtype and a.shape == b.shape and a.numpy().tobytes() == b.numpy().tobytes()
+        return None if same else f"{where}: {a} and {b}"
+    if isinstance(a, Mapping):
+        if a.keys() != b.keys():
+            return f"{where}: keys {sorted(set(a) ^ set(b))}"
+        items = [(key, a[key], b[key]) for key in a if key not in INCIDENTAL]
+    elif isinstance(a, (list, tuple)):
+        if len(a) != len(b):
+            return f"{where}: lengths {len(a)} and {len(b)}"
+        items = list(zip(range(len(a)), a, b, strict=True))
+    else:
+        return None if a == b or (a != a and b != b) else f"{where}: {a} and {b}"
+    found = (difference(x, y, f"{where}/{key}") for key, x, y in items)
+    return next((line for line in found if line), None)
+
+
+def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Rows without what a clock says."""
+    return [{name: x for name, x in row.items() if "SPS" not in name and "time/" not in name} for row in rows]
+
+
+def assert_equal_ends(run: Path, reference: Path, but: str = "") -> None:
+    """Every tensor and number of the last checkpoint and every row, bit for bit; no row twice, none missing.
+
+    `but` is a part of the checkpoint that is not looked at.
+    """
+    found = difference(*({name: x for name, x in newest(end).items() if name != but} for end in (run, reference)))
+    assert found is None, found
+    rows, torn = whole_rows(run)
+    wanted, _ = whole_rows(reference)
+    assert torn == 0 and [row["global_step"] for row in rows] == [row["global_step"] for row in wanted]
+    assert timeless(rows) == timeless(wanted)
+
+
+def children_of(pid: int) -> list[int]:
+    """Living processes below `pid`, at any depth."""
+    parents: dict[int, list[int]] = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):
+            fields = stat.read_text().rpartition(")")[2].split()
+            if fields[0] != "Z":
+                parents.setdefault(int(fields[1]), []).append(int(stat.parent.name))
+    found, pending = [], [pid]
+    while pending:
+        below = parents.get(pending.pop(), [])
+        found += below
+        pending += below
+    return found
+
+
+def is_alive(pid: int) -> bool:
+    """Whether a process is there and no zombie."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+def end(pids: list[int]) -> None:
+    """Kill what a failed test left behind."""
+    for pid in pids:
+        with suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
