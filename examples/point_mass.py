@@ -60,4 +60,4 @@ class TensorPointMass(TensorVectorEnv):
         return (physics, elapsed), physics, -distance * TIME_STEP, terminated, truncated
 
 
-gymnasium.register(id="PointMass-v0", vector_entry_point=TensorPointMass, max_episode_steps=100)
+gymnasium.register(id="PointMass-v0", vector_entry_point="examples.point_mass:TensorPointMass", max_episode_steps=100)

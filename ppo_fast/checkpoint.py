@@ -258,18 +258,22 @@ def latest(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
     raise DamagedCheckpoint(f"{folder}: none of {len(skipped)} checkpoints is valid; {skipped[0]}")
 
 
-def unfinished(root: Path, like: Mapping[str, Any]) -> Resume | None:
-    """What `--resume auto` means: the newest run below `root` that did not reach its end, with these of its flags.
+def unfinished(root: Path, program: str, like: Mapping[str, Any]) -> Resume | None:
+    """What `--resume auto` means: the newest run of `program` below `root` that is not at its end, with these flags.
 
     A run is at its end once its result.json says nothing of a stop. None where there is no such run.
     """
     for run in _runs_by_age(root):
-        with suppress(DamagedCheckpoint, OSError):
-            result = (
-                json.loads((run / "result.json").read_text()) if (run / "result.json").exists() else {"stopped": ""}
-            )
-            found = _resume_from(run) if "stopped" in result else None
-            if found and all(found.payload["flags"].get(name) == value for name, value in like.items()):
+        result: Any = {"stopped": "by force"}
+        with suppress(ValueError, OSError):  # DamagedCheckpoint is a ValueError
+            if (run / "result.json").exists():
+                result = json.loads((run / "result.json").read_text())
+            if not isinstance(result, dict) or "stopped" not in result:
+                continue
+            found = _resume_from(run)
+            flags = found.payload.get("flags")
+            same = isinstance(flags, dict) and all(flags.get(name) == value for name, value in like.items())
+            if same and found.payload.get("program") == program:
                 return found
     return None
 

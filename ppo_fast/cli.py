@@ -360,7 +360,7 @@ class RunFlags:
     profile: bool = False
     """profile three iterations after training: a table, and a trace in the run folder"""
     preset: bool = True
-    """apply the tuned flags of the environment named by --env-id; flags given on the command line win"""
+    """apply the tuned flags that the environment has, if any; flags given on the command line win"""
     resume: str = ""
     """go on with a run: its folder, a checkpoint, latest, or auto: the newest unfinished one like this, else new"""
     save_interval: Annotated[int, Range(1)] = 100

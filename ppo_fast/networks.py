@@ -184,14 +184,15 @@ class GaussianHead(nn.Module):
     The log-probability is of the action drawn; clipping it to the bounds is the environment's side.
     """
 
-    max_entropy = math.inf
+    max_entropy: float  # of unit variance, as a measure: a density has no largest one
 
     def __init__(self, action_dim: int, log_std: float = 0.0) -> None:
         super().__init__()
         self.outputs = action_dim
         self.action_shape = (action_dim,)
         self.action_dtype = torch.float32
-        self.log_std = nn.Parameter(torch.full((action_dim,), log_std))
+        self.max_entropy = 0.5 * math.log(2 * math.pi * math.e) * action_dim
+        self.log_std = nn.Parameter(torch.full((action_dim,), float(log_std)))
 
     def draw_noise(self, shape: Sequence[int], generator: torch.Generator) -> Tensor:
         """Standard normal numbers: shape + (A,)."""

@@ -3,7 +3,7 @@
     presets.flags("Pendulum-v1")   # {"num_envs": 16, ...}; {} where there is no preset
 
 Tuned on seeds of 101 and up; what they reach on seeds 1 to 10 stands in README.md, what was tried in
-benchmarks/LOG.md. Flags not named here keep their defaults, which are CartPole-v1's tuned ones.
+benchmarks/LOG.md. Flags not named here keep their defaults.
 """
 
 from typing import Any
@@ -23,6 +23,8 @@ _ROBOT = {
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
+    # Without the statistics one seed in ten or twenty drifts off after it has solved the task.
+    "CartPole-v1": _NORMALIZED,
     # Eight passes over each rollout in eight minibatches: five times the updates of the defaults from the same steps.
     "Acrobot-v1": {**_NORMALIZED, **_PASSES, "num_steps": 128, "ent_coef": 0.001},
     # The first goals are chance. Scaled rewards and many passes turn each of them into a better policy; without an
@@ -34,13 +36,12 @@ PRESETS: dict[str, dict[str, Any]] = {
     # learn from the first goal at once.
     "MountainCarContinuous-v0": {
         **_NORMALIZED,
-        "num_envs": 8,
+        "num_envs": 16,
         "num_steps": 64,
         "gamma": 0.9999,
-        "gae_lambda": 0.9,
-        "learning_rate": 3e-4,
-        "update_epochs": 10,
-        "ent_coef": 0.005,
+        "learning_rate": 5e-4,
+        "update_epochs": 8,
+        "ent_coef": 0.001,
         "max_grad_norm": 5.0,
     },
     "HalfCheetah-v5": {

@@ -106,7 +106,7 @@ def flags(args: Any, payload: Mapping[str, Any], run: Path, given: Collection[st
 
 
 def lines(origin: Any, backend: str, world_size: int) -> list[str]:
-    """What to say of a run that goes on from `origin`, a `checkpoint.Resume`, with this backend and so many processes."""
+    """What to say of a run that goes on from `origin`, a `checkpoint.Resume`, in so many processes."""
     said = [f"warning: passed over {line}" for line in origin.skipped]
     said += [f"resumed       at step {origin.payload['progress']['global_step']:,} from {origin.path}"]
     if backend != "tensor":

@@ -28,7 +28,7 @@ from ppo_fast import capture, checkpoint, crash, curves, play, presets, profilin
 from ppo_fast.cli import program_of
 from ppo_fast.console import Console
 from ppo_fast.distributed import Ranks
-from ppo_fast.envs import EnvironmentFault, make
+from ppo_fast.envs import EnvironmentFault, available_backends, make
 from ppo_fast.health import Health
 from ppo_fast.interrupt import Stopped, StopSignal
 from ppo_fast.report import Report
@@ -59,7 +59,7 @@ def settle(args: Any) -> tuple[Any, checkpoint.Resume | None]:
     spec, root = args.resume or ("auto" if restarted else ""), Path(args.run_root)
     if spec == "auto":
         same = {name: getattr(args, name) for name in ("env_id", "exp_name", "seed")}
-        origin = checkpoint.unfinished(root, same)
+        origin = checkpoint.unfinished(root, program_of(args), same)
     else:
         origin = checkpoint.resolve(spec, root) if spec else None
     if origin is not None:
@@ -67,7 +67,7 @@ def settle(args: Any) -> tuple[Any, checkpoint.Resume | None]:
         if reason is not None:
             raise ValueError(f"--resume: can't go on from {origin.path}: {reason}")
         return resume.flags(args, origin.payload, origin.run, given), origin
-    if named is None or not args.preset or "env_id" not in named:
+    if named is None or not args.preset:
         return args, None
     tuned = {name: value for name, value in presets.flags(args.env_id).items() if name not in named}
     args = replace(args, **tuned)
@@ -382,7 +382,8 @@ class Session:
         """Record a greedy episode as videos/<name>.mp4 and show it in W&B."""
         path = self.run.subfolder("videos") / f"{name}.mp4"
         try:
-            filmed = make(self.args.env_id, 1, self.ranks.device, "sync", render_mode="rgb_array")
+            backend = "sync" if "sync" in available_backends(self.args.env_id) else self.args.backend
+            filmed = make(self.args.env_id, 1, self.ranks.device, backend, render_mode="rgb_array")
             play.record(filmed, self.agent, self.args.seed, path, FRAMES)
         except ValueError as problem:  # nothing to see is no reason to lose a run
             return self.report.say([f"warning: no video: {problem}"])

@@ -40,7 +40,7 @@ TIE = "ppo_fast.session"  # the one module besides the programs that may import 
 LAZY = {"wandb", "matplotlib", "moviepy", "pygame", "scipy", "envpool", "tensorboard"}
 PURE_CALLS = {
     *("bool", "dict", "float", "frozenset", "int", "len", "list", "range", "set", "sorted", "str", "tuple", "type"),
-    *("re.compile", "math.log", "math.sqrt", "math.radians", "namedtuple", "timedelta"),
+    *("re.compile", "dict.fromkeys", "math.log", "math.sqrt", "math.radians", "namedtuple", "timedelta"),
 }
 REGISTER = re.compile(r"(\w+\.)*_?register(_\w+)?")
 

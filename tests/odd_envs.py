@@ -89,8 +89,8 @@ class Fragile(TwoDials):
     fails, and once.
 
     Args:
-        how: "raise", "exit" (with status 3), "kill" (by SIGKILL), "hang", or "hang with child", which first starts a
-            process and writes its id to `path`; "" never fails.
+        how: "raise", "exit" (with status 3), "kill" (by SIGKILL) or "hang"; "hang with child" first starts a process
+            and "exit with child" forks, and they write its id to `path`; "" never fails.
         after: counted from 1.
         when: "step", "reset" or "start".
         path: see above.
@@ -130,10 +130,15 @@ class Fragile(TwoDials):
         if self.how == "kill":
             os.kill(os.getpid(), signal.SIGKILL)
         if self.how == "hang with child":
-            child = subprocess.Popen(["sleep", "3600"])
-            with open(self.path, "w") as file:
-                file.write(str(child.pid))
+            self._write(subprocess.Popen(["sleep", "3600"]).pid)
+        if self.how == "exit with child" and (child := os.fork()):
+            self._write(child)
+            os._exit(3)
         time.sleep(3600)
+
+    def _write(self, pid: int) -> None:
+        with open(self.path, "w") as file:
+            file.write(str(pid))
 
 
 gymnasium.register("NextStep-v0", vector_entry_point=f"{__name__}:NextStepVector", entry_point=f"{__name__}:TwoDials")

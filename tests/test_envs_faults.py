@@ -216,10 +216,12 @@ def test_a_slow_worker_is_no_fault():
 
 
 @linux
-def test_what_a_hung_environment_started_ends_with_it(tmp_path):
-    env: Any = fragile("async", how="hang with child", path=str(tmp_path / "pid"))
+@pytest.mark.parametrize(("how", "reason"), [("hang", "gave no answer"), ("exit", "died")])
+def test_what_a_failed_environment_started_ends_with_it(how, reason, tmp_path):
+    """Also that the child holds the pipe of its dead parent open hides nothing."""
+    env: Any = fragile("async", how=f"{how} with child", path=str(tmp_path / "pid"))
     env.reset(seed=0)
-    with pytest.raises(EnvironmentFault, match="gave no answer"):
+    with pytest.raises(EnvironmentFault, match=reason):
         step(env)
     child = int((tmp_path / "pid").read_text())
     assert alive(child)

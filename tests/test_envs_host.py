@@ -10,6 +10,7 @@ import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
 from gymnasium.vector.utils import batch_space
+from odd_envs import NextStepVector
 
 from ppo_fast.envs import make
 from ppo_fast.envs.host import HostVectorEnv
@@ -305,6 +306,22 @@ def test_actions_get_their_start_their_bounds_and_their_shape():
         ActionDecoder(spaces.Discrete(3), 2)(torch.zeros(3))
 
 
+@pytest.mark.parametrize("ours", [True, False])
+def test_masks_of_only_some_environments(ours):
+    """One gives a mask with its last observation, the other none: there everything is allowed."""
+    masks = [([1, 0, 0], [0, 1, 0]), ([0, 0, 1], None)]
+    makers: list[Any] = [type("Now", (Masked,), {"masks": pair}) for pair in masks]
+    if ours:
+        envs = SingleVectorEnv(makers, find_kind(makers[0]))
+    else:
+        envs = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+    env: Any = HostVectorEnv(envs, "cpu", "sync")
+    env.reset(seed=0)
+    obs, *_, info = env.step(torch.zeros(2).long())
+    assert obs[:, 4:].tolist() == [[1, 0, 0], [0, 0, 1]]
+    assert info["final_obs"][:, 4:].tolist() == [[0, 1, 0], [1, 1, 1]]
+
+
 class Echo(gymnasium.Env):
     """Observes the action that it got; its bounds are neither symmetric nor one."""
 
@@ -397,6 +414,29 @@ def test_a_masked_reset_changes_no_other_row():
     rows = [env.step(torch.zeros(2).long()) for _ in range(2)]
     assert [obs.flatten().tolist() for obs, *_ in rows] == [[1, 1], [0, 2]]
     assert rows[1][-1]["final_obs"].flatten().tolist() == [-5, 2]
+
+
+@pytest.mark.parametrize("backend", ["sync", "async"])
+def test_a_masked_reset_resets_only_these(backend):
+    env: Any = make("CartPole-v1", 4, "cpu", backend)
+    env.reset(seed=0)
+    for _ in range(5):
+        before, *_ = env.step(torch.ones(4).long())
+    after, _ = env.reset(options={"reset_mask": np.array([True, False, False, True])})
+    assert torch.equal(after[1:3], before[1:3]) and (after[[0, 3]].abs() <= 0.05).all()
+    assert (before[[0, 3]].abs() > 0.05).any(1).all()
+    env.close()
+
+
+def test_nothing_of_a_reset_row_counts():
+    """NextStepVector pays 1000 on it."""
+    env: Any = HostVectorEnv(NextStepVector(4))
+    env.reset(seed=0)
+    for step in range(1, 20):
+        _, reward, terminated, truncated, info = env.step(torch.ones(4).long())
+        junk = step % 6 == 0
+        assert info["valid"].tolist() == [not junk] * 4 and reward.tolist() == [float(not junk)] * 4
+        assert (terminated | truncated).tolist() == [step % 6 == 5] * 4
 
 
 def test_after_a_reset_every_row_is_valid_again():

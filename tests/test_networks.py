@@ -57,6 +57,7 @@ def spaces_of(obs_size=4, action_space=None):
     class Spaces:
         single_observation_space = spaces.Box(-1, 1, (obs_size,))
         single_action_space = action_space or spaces.Discrete(2)
+        mask_size = 0
 
     return Spaces()
 

@@ -10,7 +10,18 @@ from typing import Any
 
 import pytest
 import torch
-from victims import BATCH, SMALL, Forge, assert_equal_ends, difference, forge, newest, only_run, wait_until, whole_rows
+from victims import (
+    BATCH,
+    SMALL,
+    Forge,
+    assert_equal_ends,
+    difference,
+    forge,
+    newest,
+    only_run,
+    wait_until,
+    whole_rows,
+)
 
 from ppo_fast import checkpoint, session
 from ppo_fast.train import Args, train
@@ -58,16 +69,34 @@ def assert_nothing_is_lost(run: Path, before: int, interval: int) -> tuple[int, 
     return saved, torn
 
 
+# A save takes a millisecond, too short to be hit: here the file lies there, not yet renamed, for 50.
+SLOW_DISK = """
+import os, time
+real = os.fsync
+os.fsync = lambda descriptor: (time.sleep(0.05), real(descriptor))
+"""
+
+
+def in_a_save(root: Path, pid: int) -> bool:
+    """Whether this process has a checkpoint half written, of a run that has a whole one."""
+    run = run_with_checkpoints(root)
+    return run is not None and any(f".{pid}." in path.name for path in run.glob("checkpoints/.*tmp"))
+
+
 def kill_at_random_moments(forge: Forge, folder: Path, count: int) -> None:
     interval, choose = 2, random.Random(count)
-    flags = [*SMALL, "--save-interval", str(interval), *iterations(30 * count)]
+    flags = [*SMALL, "--save-interval", str(interval), *iterations(20 * count)]
     forge.run(*flags, "--run-root", str(folder / "whole"))
     root = folder / "killed"
     flags += ["--run-root", str(root), "--resume", "auto"]
     saved = kills = during = torn_rows = 0
     while kills < count:
-        victim = forge.start(*flags)
+        slow_disk = kills % 3 == 2
+        victim = forge.start(*flags, before=SLOW_DISK if slow_disk else "")
         time.sleep(choose.uniform(0, 0.5))
+        deadline = time.monotonic() + 10 * slow_disk
+        while time.monotonic() < deadline and not in_a_save(root, victim.pid):
+            time.sleep(0.001)
         victim.send(SIGKILL)
         if victim.wait() == 0:
             break
@@ -75,10 +104,11 @@ def kill_at_random_moments(forge: Forge, folder: Path, count: int) -> None:
         kills += 1
         run = run_with_checkpoints(root)
         if run is not None:
-            during += any(run.glob("checkpoints/.*tmp"))
+            during += in_a_save(root, victim.pid)
             saved, torn = assert_nothing_is_lost(run, saved, interval)
             torn_rows += torn
     assert kills >= count // 2, "the run was over too soon for this many kills"
+    assert during > 0, "no kill has hit a save"
     last = forge.run(*flags)
     assert last.status == 0, last.errors()
     run = run_with_checkpoints(root)
@@ -247,6 +277,24 @@ def test_auto_starts_goes_on_and_starts_anew(tmp_path: Path) -> None:
     # The run is over, so the same command starts a new one.
     train(tiny(tmp_path, resume="auto"))
     assert len(list(tmp_path.iterdir())) == 3
+
+
+@pytest.mark.parametrize("kind", ["another program", "no flags", "damaged", "finished", "result is no object"])
+def test_auto_passes_over_what_is_not_its_own(tmp_path: Path, kind: str) -> None:
+    train(tiny(tmp_path, max_runtime=1e-9))
+    other = only_run(tmp_path)
+    path, payload, _ = checkpoint.latest(other / "checkpoints")
+    if kind == "damaged":
+        path.write_bytes(b"")
+    elif kind == "finished":
+        (other / "result.json").write_text('{"global_step": 16}')
+    elif kind == "result is no object":
+        (other / "result.json").write_text("[1]")
+    else:
+        changed = {"program": "ppo_fast.train_x"} if kind == "another program" else {"flags": [1]}
+        checkpoint.write(path, {**payload, **changed})
+    assert train(tiny(tmp_path, resume="auto"))["global_step"] == 96
+    assert len(list(tmp_path.iterdir())) == 2 and len(whole_rows(other)[0]) == 1
 
 
 def test_a_run_that_was_made_longer_is_unfinished_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,7 +12,6 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,10 +92,9 @@ def rows(masked: bool) -> program.Batch:
     numbers = [torch.randn(ROWS, generator=draw) for _ in range(4)]
     action = torch.randint(0, 2, (ROWS,), generator=draw)
     valid = torch.tensor(MASKED) if masked else None
-    log_prob = -0.7 + 0.1 * numbers[0]
-    return program.Batch(
-        torch.randn(ROWS, 4, generator=draw), action, log_prob, scale * numbers[1] + scale, numbers[2], numbers[3], valid
-    )
+    log_prob, advantage = -0.7 + 0.1 * numbers[0], scale * (numbers[1] + 1)
+    obs = torch.randn(ROWS, 4, generator=draw)
+    return program.Batch(obs, action, log_prob, advantage, numbers[2], numbers[3], valid)
 
 
 SEE_HALF = f"""
@@ -297,7 +295,8 @@ def test_a_signal_to_one_rank_stops_both_at_the_same_iteration(pair: Pair, tmp_p
     ranks[1].send(signal.SIGUSR1)
     assert ranks[1].wait() == 138 and ranks[0].wait() == 143, ranks[0].errors()
     payload = newest(only_run(tmp_path))
-    assert difference(*(shared(own["tensors"]) for own in payload["ranks"])) is None
+    first, second = (shared(own["tensors"]) for own in payload["ranks"])
+    assert difference(first, second) is None
     assert payload["progress"]["global_step"] == whole_rows(only_run(tmp_path))[0][-1]["global_step"]
 
 
@@ -334,14 +333,18 @@ def test_nan_on_another_rank(pair: Pair, tmp_path: Path, on_nan: str) -> None:
     written = [row["global_step"] for row in whole_rows(folder)[0]]
     assert written == [BATCH * (i + 1) for i in range(2 if on_nan == "stop" else 6)]
     if on_nan == "rollback":
-        assert difference(*(shared(own["tensors"]) for own in newest(folder)["ranks"])) is None
+        first, second = (shared(own["tensors"]) for own in newest(folder)["ranks"])
+        assert difference(first, second) is None
 
 
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
         (("--num-envs", "5"), "--num-envs: 5 environments can't be divided among 2 processes"),
-        (("--num-envs", "2", "--num-steps", "4", "--num-minibatches", "5"), "--num-minibatches: each of 2 processes has 4"),
+        (
+            ("--num-envs", "2", "--num-steps", "4", "--num-minibatches", "5"),
+            "--num-minibatches: each of 2 processes has 4",
+        ),
     ],
 )
 def test_what_cannot_be_divided(pair: Pair, tmp_path: Path, flags: tuple[str, ...], message: str) -> None:
@@ -408,7 +411,7 @@ def rank_of(pid: int) -> str:
 
 def restart_a_run(pair: Pair, root: Path, victim: int) -> float:
     """Kill one rank under torchrun; the run goes on by itself and ends as if nothing had been. Returns its seconds."""
-    flags = [*SMALL, *iterations(400), "--save-interval", "5"]
+    flags = [*SMALL, *iterations(40), "--save-interval", "5"]
     process, began = torchrun(root, *flags), time.monotonic()
     try:
         wait_until(lambda: has_rows(root, 7))
@@ -424,14 +427,14 @@ def restart_a_run(pair: Pair, root: Path, victim: int) -> float:
 
 def test_torchrun_restarts_a_run_where_it_was(pair: Pair, tmp_path: Path) -> None:
     restart_a_run(pair, tmp_path / "runs", victim=1)
-    run(pair, *SMALL, *iterations(400), "--save-interval", "5", "--run-root", str(tmp_path / "whole"))
+    run(pair, *SMALL, *iterations(40), "--save-interval", "5", "--run-root", str(tmp_path / "whole"))
     # The process-wide generators start anywhere in a process of its own, and nothing that is trained draws from them.
     assert_equal_ends(only_run(tmp_path / "runs"), only_run(tmp_path / "whole"), but="rng")
 
 
 @pytest.mark.slow
 def test_torchrun_restarts_a_run_where_it_was_often(pair: Pair, tmp_path: Path, reliability_count: int) -> None:
-    run(pair, *SMALL, *iterations(400), "--save-interval", "5", "--run-root", str(tmp_path / "whole"))
+    run(pair, *SMALL, *iterations(40), "--save-interval", "5", "--run-root", str(tmp_path / "whole"))
     count = max(10, reliability_count)
     for attempt in range(count):
         (tmp_path / str(attempt)).mkdir()

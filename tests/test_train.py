@@ -292,7 +292,7 @@ def test_rows_count_every_environment_step(tmp_path: Path) -> None:
 def spy_on_updates(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], Any] = lambda batch: batch) -> list[Any]:
     """What every update is called with, (learning rate, batch, index); `change` may alter the batch first."""
     calls: list[Any] = []
-    real = program.update
+    real: Any = program.update
 
     def update(agent: Agent, args: Args, learner: Any, *rest: Any) -> Tensor:
         *how, batch, index = rest

@@ -205,7 +205,8 @@ def assert_equal_ends(run: Path, reference: Path, but: str = "") -> None:
 
     `but` is a part of the checkpoint that is not looked at.
     """
-    found = difference(*({name: x for name, x in newest(end).items() if name != but} for end in (run, reference)))
+    mine, wanted = ({name: x for name, x in newest(end).items() if name != but} for end in (run, reference))
+    found = difference(mine, wanted)
     assert found is None, found
     rows, torn = whole_rows(run)
     wanted, _ = whole_rows(reference)

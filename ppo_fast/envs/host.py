@@ -103,11 +103,9 @@ class HostVectorEnv(VectorEnv):
         Raises:
             ValueError: for a negative seed.
         """
+        obs = self._begin(seed, options)
         self._seed = self._seed if seed is None else seed
-        obs, info = self.envs.reset(seed=self._spread(seed), options=None if options is None else dict(options))
-        mask = True if options is None else options.get("reset_mask", True)
-        self._ended &= ~np.asarray(mask, dtype=bool)
-        return self._send(self._encode(obs, info)), {}
+        return obs, {}
 
     def restart(self) -> torch.Tensor:
         """Close everything, workers that hang too, and make it anew: the observations (N, *S) of fresh episodes.
@@ -122,15 +120,11 @@ class HostVectorEnv(VectorEnv):
         self._restarts += 1
         self.close_extras()
         self.envs = self._remake()
-        self._ended[:] = False
         self._previous = None
         if self._seed is None:
-            return self.reset()[0]
-        first, (fresh,) = self._seed, np.random.SeedSequence([self._seed, self._restarts]).generate_state(1)
-        try:
-            return self.reset(seed=int(fresh) >> 1)[0]
-        finally:
-            self._seed = first
+            return self._begin(None, None)
+        (fresh,) = np.random.SeedSequence([self._seed, self._restarts]).generate_state(1)
+        return self._begin(int(fresh) >> 1, None)
 
     def step(
         self, actions: torch.Tensor | np.ndarray
@@ -187,6 +181,13 @@ class HostVectorEnv(VectorEnv):
             else:
                 warnings.warn(f"{self.spec_id or 'the environment'} did not close: {problem!r}", stacklevel=2)
 
+    def _begin(self, seed: int | None, options: dict[str, Any] | None) -> torch.Tensor:
+        """Start new episodes: the observations (N, *S)."""
+        obs, info = self.envs.reset(seed=self._spread(seed), options=None if options is None else dict(options))
+        mask = True if options is None else options.get("reset_mask", True)
+        self._ended &= ~np.asarray(mask, dtype=bool)
+        return self._send(self._encode(obs, info))
+
     def _spread(self, seed: int | None) -> Any:
         """Per-environment seeds. With Gymnasium's seed, seed + 1, ... neighbouring seeds would share most episodes."""
         if seed is not None and seed < 0:
@@ -234,12 +235,10 @@ class HostVectorEnv(VectorEnv):
         fresh.numpy()[~done] = encoded.numpy()[~done]
         return fresh
 
-    def _action_masks(self, info: dict[str, Any]) -> np.ndarray | None:
-        """The action masks (N, n) of a vector's info, None without any, all true in rows that have none."""
-        if not mask_length(info, self.single_action_space, self.num_envs):
-            return None
-        offered = np.asarray(info.get("_action_mask", True), dtype=bool).reshape(-1, 1)
-        return (host_array(info["action_mask"]) != 0) | ~offered
+    def _action_masks(self, info: dict[str, Any]) -> Any:
+        """The action masks (N, n) of a vector's info, or None; rows without one are zero there, which allows all."""
+        offered = mask_length(info, self.single_action_space, self.num_envs)
+        return info["action_mask"] if offered else None
 
     def _empty(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Host memory to fill and send. Pinned blocks come from torch's caching allocator, which gives none out anew
