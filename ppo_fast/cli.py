@@ -344,7 +344,7 @@ class RunFlags:
     tensorboard: bool = False
     """write the rows of metrics.jsonl to a TensorBoard event file in the run folder too (extra `tensorboard`)"""
     capture_video: bool = False
-    """record a greedy episode after training into the run folder's videos/ (extra `video`)"""
+    """record a greedy episode after each quarter of training into the run folder's videos/ (extra `video`)"""
     run_root: str = "runs"
     """folder that holds the run folders"""
     quiet: bool = False

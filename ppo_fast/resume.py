@@ -5,8 +5,8 @@ What `Session.save` puts into a checkpoint:
     program    the module that trained, such as "ppo_fast.train"
     flags      the flags of the run, by field name
     progress   iteration, global_step, elapsed seconds, best return, rollbacks, W&B id, ...
-    rng        the process-wide random generators, of rank 0
-    ranks      for each process what its phases go on from: "tensors" by name, and "generators", their states
+    ranks      for each process what its phases go on from: "tensors" by name, "generators", their states, and "rng",
+               the process-wide ones
 """
 
 from collections.abc import Collection, Mapping
@@ -40,7 +40,7 @@ def reason_against(payload: Mapping[str, Any], program: str) -> str | None:
     """
     if "finding" in payload:
         return "it is a crash file; python -m ppo_fast.replay looks at it"
-    kinds = {"program": str, "flags": dict, "progress": dict, "rng": dict, "ranks": list}
+    kinds = {"program": str, "flags": dict, "progress": dict, "ranks": list}
     for name, kind in kinds.items():
         if not isinstance(payload.get(name), kind):
             return f"it has no {name}"
@@ -61,7 +61,9 @@ def _is_state(own: Any) -> bool:
     if not isinstance(own, dict) or not isinstance(own.get("tensors"), dict):
         return False
     tensors, generators = own["tensors"].values(), own.get("generators")
-    whole = isinstance(generators, list) and all(isinstance(x, Tensor) for x in (*tensors, *generators))
+    if not isinstance(generators, list) or not isinstance(own.get("rng"), dict):
+        return False
+    whole = all(isinstance(x, Tensor) for x in (*tensors, *generators))
     return whole and "theta" in own["tensors"]
 
 

@@ -191,12 +191,13 @@ class Session:
         progress, saved = payload["progress"], payload["ranks"]
         for name in PROGRESS:
             setattr(self, name, progress[name])
-        randomness.set_rng_state(payload["rng"])
         whole = len(saved) == self.ranks.world_size
         own = saved[self.ranks.rank if whole else 0]
         if not whole:  # what belongs to the environments of one process stays out
             own = {**own, "tensors": {name: x for name, x in own["tensors"].items() if _is_shared(name)}}
         phases.load(own)
+        if whole:
+            randomness.set_rng_state(own["rng"])
         seed = (self.own.seed + 7919 * (self.iteration + 1)) % 2**31
         if not whole:
             for generator in phases.generators:
@@ -220,12 +221,12 @@ class Session:
         self.recent = [0.0, 0.0] if due else self.recent
         self.good, self.saved_at = phases.saved(), self.iteration
         self.good_progress = self._progress()
-        ranks = self.ranks.gather(self.good)
+        ranks = self.ranks.gather(self.good | {"rng": randomness.rng_state()})
         if not self.ranks.is_main:
             return
         self.rows_at = (self.run.folder / "metrics.jsonl").stat().st_size
         payload = {"flags": asdict(self.args), "progress": self.good_progress, "ranks": ranks}
-        payload |= {"program": self.facts["program"], "rng": randomness.rng_state()}
+        payload |= {"program": self.facts["program"]}
         try:
             folder = self.run.subfolder("checkpoints")
             path = checkpoint.save(folder, self.global_step, payload, self.args.keep_checkpoints)

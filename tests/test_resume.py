@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from victims import (
@@ -261,6 +262,21 @@ def test_host_environments_begin_anew_and_it_is_said(
     assert difference(states[0]["generators"], saved["generators"]) is None
     assert not torch.equal(states[0]["tensors"]["obs"], saved["tensors"]["obs"])
     assert all(not states[0]["tensors"][name].any() for name in episodes[1:])
+
+
+def test_process_wide_generators_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an environment draws without being asked: Python's, NumPy's and torch's own generators."""
+    drawn, record = [], session.Session.record
+
+    def draws(run: session.Session, phases: Any, names: Any) -> None:
+        drawn.append((random.random(), np.random.rand(), float(torch.rand(()))))
+        record(run, phases, names)
+
+    monkeypatch.setattr(session.Session, "record", draws)
+    train(tiny(tmp_path, save_interval=2, keep_checkpoints=9))
+    older = only_run(tmp_path) / "checkpoints" / f"checkpoint-{16 * 4:012d}.pt"
+    train(Args(resume=str(older)))
+    assert drawn[6:] == drawn[4:6]
 
 
 def test_auto_starts_goes_on_and_starts_anew(tmp_path: Path) -> None:

@@ -131,7 +131,7 @@ def assert_complete(folder: Path, line: str) -> None:
     weights, meta = checkpoint.load_policy(folder)
     agent = Agent(environments.make(config["env_id"], 1), Args(**{f.name: config[f.name] for f in fields(Args)}))
     agent.load_state_dict(weights)
-    assert sum(x.numel() for x in weights.values()) == config["parameters"]
+    assert sum(x.numel() for x in agent.parameters()) == config["parameters"]
     assert meta
 
 

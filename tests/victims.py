@@ -123,8 +123,8 @@ class Forge:
         return victim
 
     def close(self) -> None:
-        """End the process; a victim that still runs is killed by whoever started it."""
-        self.process.kill()
+        """End the process, and the victims that a failed test has left."""
+        end([*children_of(self.process.pid), self.process.pid])
         self.process.communicate()
 
 
@@ -174,8 +174,8 @@ def newest(run: Path) -> dict[str, Any]:
 INCIDENTAL = ("elapsed", "first_seconds", "wandb_id", "python", "exp_name", "run_root", "resume", "max_runtime")
 
 
-def difference(a: Any, b: Any, where: str = "") -> str | None:
-    """Where two payloads differ in a bit, None where they don't; INCIDENTAL entries are not looked at."""
+def difference(a: Any, b: Any, but: tuple[str, ...] = INCIDENTAL, where: str = "") -> str | None:
+    """Where two payloads differ in a bit, None where they don't; entries named in `but` are not looked at."""
     if type(a) is not type(b):
         return f"{where}: {type(a)} and {type(b)}"
     if isinstance(a, torch.Tensor):
@@ -184,14 +184,14 @@ def difference(a: Any, b: Any, where: str = "") -> str | None:
     if isinstance(a, Mapping):
         if a.keys() != b.keys():
             return f"{where}: keys {sorted(set(a) ^ set(b))}"
-        items = [(key, a[key], b[key]) for key in a if key not in INCIDENTAL]
+        items = [(key, a[key], b[key]) for key in a if key not in but]
     elif isinstance(a, (list, tuple)):
         if len(a) != len(b):
             return f"{where}: lengths {len(a)} and {len(b)}"
         items = list(zip(range(len(a)), a, b, strict=True))
     else:
         return None if a == b or (a != a and b != b) else f"{where}: {a} and {b}"
-    found = (difference(x, y, f"{where}/{key}") for key, x, y in items)
+    found = (difference(x, y, but, f"{where}/{key}") for key, x, y in items)
     return next((line for line in found if line), None)
 
 
@@ -200,13 +200,12 @@ def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return [{name: x for name, x in row.items() if "SPS" not in name and "time/" not in name} for row in rows]
 
 
-def assert_equal_ends(run: Path, reference: Path, but: str = "") -> None:
+def assert_equal_ends(run: Path, reference: Path, but: tuple[str, ...] = ()) -> None:
     """Every tensor and number of the last checkpoint and every row, bit for bit; no row twice, none missing.
 
-    `but` is a part of the checkpoint that is not looked at.
+    `but` names parts of the checkpoint that are not looked at either.
     """
-    mine, wanted = ({name: x for name, x in newest(end).items() if name != but} for end in (run, reference))
-    found = difference(mine, wanted)
+    found = difference(newest(run), newest(reference), (*INCIDENTAL, *but))
     assert found is None, found
     rows, torn = whole_rows(run)
     wanted, _ = whole_rows(reference)
