@@ -306,7 +306,7 @@ def learn(args: Args, update: Callable[..., Tensor], batch: Batch, learner: ppo.
             if not active.is_cuda and not active:  # a GPU would stall on a look: there the other updates do nothing
                 break
     weight = torch.stack(made)[:, None]
-    return (torch.stack(rows) * weight).sum(0) / weight.sum()
+    return (torch.stack(rows) * weight).sum(0) / weight.sum().clamp(min=1)
 
 
 def make_iteration(

@@ -132,6 +132,8 @@ def break_a_run(root: Path, fault: Fault, patch: pytest.MonkeyPatch) -> None:
     assert said[3] == f"update reproduced; {made} minibatches went well before it", said
     if fault.kind in ("obs", "reward"):
         assert said[2].endswith(f"{fault.kind} of environment {fault.n} is {fault.value} at rollout step {fault.t}")
+        # The update itself made nothing bad of something good.
+        assert said[4] == "first bad tensor in the update: none"
     else:
         assert said[4].startswith("first bad tensor in the update: the result (") and "train.py:" in said[4], said
 

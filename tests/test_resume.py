@@ -413,20 +413,37 @@ def test_a_full_disk_often(eager: Forge, tmp_path: Path, reliability_count: int)
 # ---------------------------------------------------------------- memory
 
 
+# Notes how many frames torch.compile has looked at, at the thousandth iteration and at the last one.
+COUNT_FRAMES = """
+import sys, torch
+record, seen = train.session.Session.record, []
+def counted(run, phases, names):
+    record(run, phases, names)
+    if run.iteration in (1000, 101_000):
+        seen.append(dict(torch._dynamo.utils.counters["frames"]))
+        print("frames", seen, file=sys.stderr, flush=True)
+train.session.Session.record = counted
+"""
+
+
 @pytest.mark.slow
-def test_a_hundred_thousand_iterations_take_no_memory(eager: Forge, tmp_path: Path) -> None:
+@pytest.mark.parametrize("mode", ["off", "on"])
+def test_a_hundred_thousand_iterations_take_no_memory(eager: Forge, tmp_path: Path, mode: str) -> None:
     flags = ["--num-envs", "1", "--num-steps", "2", "--update-epochs", "1", "--num-minibatches", "1", "--quiet"]
-    flags += ["--hidden-sizes", "8", "--eval-episodes", "0", "--compile", "off", "--total-timesteps", "202000"]
-    victim = eager.start(*flags, "--norm-obs", "--norm-reward", "--save-interval", "100", "--run-root", str(tmp_path))
+    flags += ["--hidden-sizes", "8", "--eval-episodes", "0", "--compile", mode, "--total-timesteps", "202000"]
+    flags += ["--norm-obs", "--norm-reward", "--save-interval", "100", "--run-root", str(tmp_path)]
+    victim = eager.start(*flags, before=COUNT_FRAMES)
     sizes = {}
     for at in (5_000, 25_000, 50_000, 75_000, 100_000):
         wait_until(lambda at=at: rows_at_least(tmp_path, at), seconds=1500)
         status = Path(f"/proc/{victim.pid}/status").read_text()
         sizes[at] = int(next(line for line in status.splitlines() if line.startswith("VmRSS")).split()[1])
     assert victim.wait() == 0, victim.errors()
+    early, late = eval(victim.errors().splitlines()[-1].removeprefix("frames "))
     growth = sizes[100_000] / sizes[5_000] - 1
-    print(f"RSS {sizes[5_000] / 1024:.1f} MiB after 5,000 iterations, {growth:+.2%} after 100,000; kB: {sizes}")
-    assert growth < 0.01
+    print(f"--compile {mode}: RSS {sizes[5_000] / 1024:.1f} MiB after 5,000 iterations,", end=" ")
+    print(f"{growth:+.2%} after 100,000; frames compiled {early} and {late}")
+    assert growth < 0.01 and early == late and bool(early) is (mode == "on")
 
 
 def rows_at_least(root: Path, count: int) -> bool:

@@ -29,12 +29,13 @@ SMALL = (
 BATCH = 4 * 4
 
 FORGE = """
-import json, os, sys, traceback
+import json, os, signal, sys, traceback
 import torch
 from ppo_fast import capture, cli, session, train
 session.speed.of_run = session.speed.lines = lambda *_: []  # half a second each, and tested elsewhere
 session.curves.plot_curves = lambda *_: None
 torch.set_num_threads(1)  # a forked child would wait for threads that only its parent has
+signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is born deaf to it
 print("ready", flush=True)
 for line in sys.stdin:
     order = json.loads(line)
