@@ -29,18 +29,23 @@ SMALL = (
 BATCH = 4 * 4
 
 FORGE = """
-import json, os, signal, sys, traceback
+import ctypes, json, os, signal, sys, traceback
 import torch
 from ppo_fast import capture, cli, session, train
 session.speed.of_run = session.speed.lines = lambda *_: []  # half a second each, and tested elsewhere
 session.curves.plot_curves = lambda *_: None
 torch.set_num_threads(1)  # a forked child would wait for threads that only its parent has
+def die_with_parent():
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: nothing outlives tests that are killed themselves
+die_with_parent()
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is born deaf to it
 print("ready", flush=True)
 for line in sys.stdin:
     order = json.loads(line)
     child = os.fork()
     if child == 0:
+        die_with_parent()
         os.setpgid(0, 0)
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for number, path in ((1, order["out"]), (2, order["err"])):
