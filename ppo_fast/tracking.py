@@ -352,7 +352,7 @@ def _init_wandb(folder: Path, flags: WandbFlags, config: Row, say: Say) -> Any:
 
     online = flags.mode == "online"
     settings = wandb.Settings(
-        init_timeout=WANDB_INIT_SECONDS,
+        init_timeout=WANDB_INIT_SECONDS if flags.mode == "online" else WANDB_UPLOAD_SECONDS,
         finish_timeout=WANDB_UPLOAD_SECONDS if flags.artifacts else WANDB_FINISH_SECONDS,
         finish_timeout_raises=True,
         console="off",

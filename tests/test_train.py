@@ -188,7 +188,7 @@ def test_every_cleanrl_flag_is_accepted_and_reaches_the_run(spelling: str, tmp_p
 
 def test_advice_is_said_and_kept(tmp_path: Path) -> None:
     sizes = "--num-envs 8 --num-steps 32 --num-minibatches 4 --update-epochs 8 --total-timesteps 5120"
-    line = f"{sizes} --learning-rate 0.05 --no-anneal-lr --eval-episodes 2"
+    line = f"{sizes} --learning-rate 0.05 --no-anneal-lr --no-preset --eval-episodes 2"
     done = run_program(tmp_path, line)
     assert "health: clip fraction" in done.stdout and "--clip-coef" in done.stdout
     rows = read_metrics(only_run(tmp_path))
