@@ -37,7 +37,7 @@ session.curves.plot_curves = lambda *_: None
 torch.set_num_threads(1)  # a forked child would wait for threads that only its parent has
 def die_with_parent():
     if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: nothing outlives tests that are killed themselves
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: nothing outlives a killed test
 die_with_parent()
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is born deaf to it
 print("ready", flush=True)
