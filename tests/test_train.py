@@ -70,8 +70,12 @@ def command(*argv: str) -> list[str]:
 
 
 def environment() -> dict[str, str]:
-    """Variables of a process that finds the package and the tests' environments."""
-    return {**os.environ, "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}
+    """Variables of a process that finds the package and the tests' environments.
+
+    Without W&B's: one of them leads to the service of the process that set it, an earlier test in this one.
+    """
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    return {**kept, "PYTHONPATH": f"{TESTS.parent}{os.pathsep}{TESTS}", "OMP_NUM_THREADS": "1"}
 
 
 def run_program(cwd: Path, line: str, status: int = 0) -> subprocess.CompletedProcess[str]:
