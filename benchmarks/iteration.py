@@ -3,19 +3,24 @@
 It takes a `Point` as JSON on its command line and prints its report as one JSON line, last on stdout.
 """
 
+import contextlib
 import dataclasses
 import json
+import os
 import resource
 import statistics
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
 from benchmarks.peer_ppo_fast import our_args
 from benchmarks.work import Work
 
+BUSY = "beside a busy process"
+BUSY_SECONDS = 0.1  # until it is at work
 LEAST_SECONDS = 0.2  # of a timed stretch: the clock and the scheduler shall not count
 
 
@@ -27,6 +32,8 @@ class Point(Work):
     backend: str = "tensor"
     compile: bool = True
     against_eager: bool = False
+    busy: bool = False
+    """measure it beside a process that keeps one core busy, too"""
     rounds: int = 10
     seconds: float = 1.0
     """of each timed stretch"""
@@ -60,6 +67,8 @@ def measure(point: Point) -> dict[str, Any]:
         contenders["eager"] = lambda: slow().tolist()
     elif point.backend != "tensor":
         contenders |= environments_alone(point, envs)
+    if point.busy:
+        contenders[BUSY] = whole
     rates = alternate(contenders, args.batch_size, {"training": count}, point, device)
     phases = phase_seconds(iteration, count, device)
     rollout = sum(x.nbytes for name, x in iteration.state.items() if name.startswith("rollout."))
@@ -83,21 +92,39 @@ def measure(point: Point) -> dict[str, Any]:
 
 
 def environments_alone(point: Point, envs: Any) -> dict[str, Callable[[], Any]]:
-    """T steps with random actions, drawn beforehand: of gymnasium's own vector environment and of ours around it."""
-    import gymnasium
+    """T steps with random actions, drawn beforehand: of gymnasium's or envpool's own vector environment and of ours
+    around it."""
     import torch
 
-    mode = {"entry_point": "vector_entry_point"}.get(point.backend, point.backend)
-    bare = gymnasium.make_vec(point.env_id, point.num_envs, vectorization_mode=mode)
-    bare.reset(seed=point.seed)
-    bare.action_space.seed(point.seed)
-    arrays = [bare.action_space.sample() for _ in range(point.num_steps)]
+    bare = bare_environment(point)
+    bare.reset(**({} if point.backend == "envpool" else {"seed": point.seed}))  # envpool's is given when it is made
+    envs.action_space.seed(point.seed)
+    arrays = [envs.action_space.sample() for _ in range(point.num_steps)]
     tensors = [torch.as_tensor(actions, device=envs.device) for actions in arrays]
     envs.reset(seed=point.seed)
     return {
         "environment": lambda: [bare.step(actions) for actions in arrays],
         "environment in tensors": lambda: [envs.step(actions) for actions in tensors],
     }
+
+
+def bare_environment(point: Point) -> Any:
+    """The vector environment as its own package makes it, with as many threads as there are cores."""
+    if point.backend == "envpool":
+        import warnings
+
+        import envpool
+
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of gymnasium, about rounded bounds
+            threads = {"num_threads": min(point.num_envs, len(os.sched_getaffinity(0)))}
+            pool = envpool.make_gymnasium(point.env_id, num_envs=point.num_envs, seed=point.seed, **threads)
+            _ = pool.observation_space  # made when it is first looked at
+        return pool
+    import gymnasium
+
+    mode = {"entry_point": "vector_entry_point"}.get(point.backend, point.backend)
+    return gymnasium.make_vec(point.env_id, point.num_envs, vectorization_mode=mode)
 
 
 def alternate(
@@ -108,9 +135,21 @@ def alternate(
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     for index in range(point.rounds):
         for name in list(contenders)[:: 1 if index % 2 == 0 else -1]:
-            seconds = timed(contenders[name], counts[name], device)
+            with busy_process() if name == BUSY else contextlib.nullcontext():
+                seconds = timed(contenders[name], counts[name], device)
             rates[name].append(counts[name] * batch_size / seconds)
     return rates
+
+
+@contextlib.contextmanager
+def busy_process() -> Iterator[None]:
+    """A second process that does nothing but compute, for as long as the block runs."""
+    with subprocess.Popen([sys.executable, "-S", "-c", "while True: pass"]) as process:
+        time.sleep(BUSY_SECONDS)
+        try:
+            yield
+        finally:
+            process.kill()
 
 
 def calls_for(call: Callable[[], Any], seconds: float, device: Any) -> int:

@@ -2,12 +2,14 @@
 
     python -m benchmarks.throughput                                  # 64 to 65,536 environments, or what memory holds
     python -m benchmarks.throughput --against eager                  # compiled beside eager: the judge of a change
+    python -m benchmarks.throughput --beside-busy --num-envs 64      # and beside a process that takes a core
     python -m benchmarks.throughput --backend sync --num-envs 64     # training SPS against the environment's own
+    python -m benchmarks.throughput --backend envpool --env-id HalfCheetah-v5 --num-envs 64 --num-steps 64
     python -m benchmarks.throughput --compile off --num-envs 64 1024
 
-The work is that of `benchmarks.peers`: 4 epochs of 4 minibatches, two 64-64 tanh networks. Each number of environments
-is measured in a process of its own, in rounds whose median counts. `--against eager` builds both paths in one process
-and lets them alternate; its ratio is taken round by round.
+The work is that of `benchmarks.peers` unless flags say otherwise: 4 epochs of 4 minibatches, two 64-64 tanh networks.
+Each number of environments is measured in a process of its own, in rounds whose median counts. `--against eager` builds
+both paths in one process and lets them alternate; its ratio is taken round by round.
 """
 
 import dataclasses
@@ -20,7 +22,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from benchmarks import peers
-from benchmarks.iteration import Point
+from benchmarks.iteration import BUSY, Point
 from ppo_fast import cli
 from ppo_fast.cli import Range
 
@@ -44,12 +46,18 @@ class Args:
     """most rows (num-envs x num-steps) of an iteration"""
     env_id: str = "CartPole-v1"
     """environment"""
-    backend: Literal["tensor", "entry_point", "sync", "async"] = "tensor"
+    update_epochs: Annotated[int, Range(1)] = 4
+    """passes over each rollout"""
+    num_minibatches: Annotated[int, Range(1)] = 4
+    """minibatches of a pass"""
+    backend: Literal["tensor", "entry_point", "sync", "async", "envpool"] = "tensor"
     """how it runs; any but tensor is measured beside the environment alone, and the bottleneck is named"""
     compile: Literal["on", "off"] = "on"
     """measure the compiled (captured, on a GPU) path, or the eager one"""
     against: Literal["eager"] | None = None
     """measure this path too, alternating in one process, and print the ratio"""
+    beside_busy: bool = False
+    """measure it beside a process that keeps one core busy too, alternating, and print the ratio"""
     rounds: Annotated[int, Range(1)] = 10
     """timed stretches of each path"""
     seconds: Annotated[float, Range(0, above=True)] = 1.0
@@ -102,7 +110,9 @@ def points(args: Args, free: int) -> list[Point]:
         if steps < args.num_steps:
             print(f"{num_envs:,} environments: {steps} steps instead of {args.num_steps}, so that a batch fits")
         plain = {"num_envs": num_envs, "num_steps": steps, "iterations": 1, "cuda": args.cuda, "env_id": args.env_id}
+        plain |= {"update_epochs": args.update_epochs, "num_minibatches": args.num_minibatches}
         how = {"backend": args.backend, "compile": args.compile == "on", "against_eager": args.against is not None}
+        how["busy"] = args.beside_busy
         found.append(Point(**plain, **how, rounds=args.rounds, seconds=args.seconds))
     return found
 
@@ -122,6 +132,9 @@ def derived(point: Point, report: dict[str, Any]) -> dict[str, Any]:
     if "eager" in rates:
         ratios = [mine / other for mine, other in zip(rates["training"], rates["eager"], strict=True)]
         found["ratio"] = {**peers.spread(ratios), "rounds": ratios}
+    if BUSY in rates:
+        ratios = [mine / other for mine, other in zip(rates["training"], rates[BUSY], strict=True)]
+        found["lost_beside_busy"] = {**peers.spread(ratios), "rounds": ratios}
     if "environment" in rates:
         shares = [mine / alone for mine, alone in zip(rates["training"], rates["environment"], strict=True)]
         found["of_environment"] = {**peers.spread(shares), "rounds": shares}
@@ -157,6 +170,10 @@ def table(results: list[tuple[Point, dict[str, Any]]]) -> str:
         line += f"  {ratio['median']:.2f} ({ratio['min']:.2f} to {ratio['max']:.2f})" if ratio else ""
         lines.append(line)
     lines += [told for point, report in results for told in environment_lines(point, report)]
+    for point, report in results:
+        if lost := report.get("lost_beside_busy"):
+            told = f"{lost['median']:.2f} times slower ({lost['min']:.2f} to {lost['max']:.2f})"
+            lines.append(f"{point.num_envs:,} envs beside a busy process: {told}")
     return "\n".join(lines)
 
 

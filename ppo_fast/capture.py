@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 
 # Measured with 64 envs of CartPole on 2 CPU cores, cold cache (benchmarks/LOG.md): seconds to compile everything, and
 # the share of an eager iteration that compiling saves.
@@ -32,11 +33,8 @@ SECONDS_PER_STEP, SECONDS_PER_MINIBATCH, SECONDS_PER_GFLOP = 2.5e-4, 7e-4, 1.5e-
 # Relative error of one rounding, by `--precision`.
 ROUNDING = {"fp32": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-9}
 
-# Environments below which a rollout step is too small to share between threads, and its products too small for oneDNN.
-FEW_ENVS = 512
-
 # Rows of a minibatch up to which an eager update is run on one thread.
-FEW_ROWS = 1024
+EAGER_ROWS = 1024
 
 # Rollout steps compiled as one graph on a CPU: more costs compile time in proportion and saves little (LOG.md).
 CHUNK = 8
@@ -135,31 +133,67 @@ def _keep_large_buffers() -> None:
 
 
 def eager(function: Callable[..., Any], one_thread: bool = False) -> Callable[..., Any]:
-    """The function as it is, with `compiled`'s signature."""
+    """The function as it is, or on one intra-op thread."""
     return with_threads(function, 1) if one_thread else function
 
 
-def compiled(function: Callable[..., Any], one_thread: bool = False) -> Callable[..., Any]:
-    """One graph for fixed shapes; a graph break is an error. Each shape it is called with compiles once.
+# For a CPU. Launches in C++; one thread, because a crew shares out whole functions (crew.py); what is costly and used
+# twice, such as tanh, is computed once; multiplications and additions fuse; minibatch indices are not checked, they
+# come from a permutation.
+CPU_OPTIONS = {
+    "cpp_wrapper": True,
+    "cpp.threads": 1,
+    "realize_opcount_threshold": 20,
+    "cpp.enable_floating_point_contract_flag": "fast",
+    "assert_indirect_indexing": False,
+}
 
-    Args:
-        one_thread: for a CPU, run it on one thread: of small tensors, two threads spend more on meeting than they save.
+
+class Compiled:
+    """A function, or a partial of one, as one graph for each set of shapes; a graph break is an error.
+
+    A call of shapes that were there before goes straight to their code. torch.compile's own way there looks again at
+    everything that was read while compiling, which takes as long as a small update. Here nothing of it changes within a
+    run: numbers and shapes in the arguments make another key, and all other objects have to stay as they were.
     """
-    # Its own code object: dynamo keeps what it compiled per code object, and another run's flags are not ours.
-    own = types.FunctionType(
-        function.__code__.replace(),
-        function.__globals__,
-        function.__name__,
-        function.__defaults__,
-        function.__closure__,
-    )
-    own.__kwdefaults__ = function.__kwdefaults__
-    on_gpu = torch.cuda.is_available()
-    options: dict[str, Any] = {} if on_gpu else {"cpp_wrapper": True}
-    if one_thread and not on_gpu:
-        options["cpp.threads"] = 1
-    fast = torch.compile(own, fullgraph=True, dynamic=False, options=options or None)
-    return with_threads(fast, 1) if one_thread and not on_gpu else fast
+
+    def __init__(self, function: Any) -> None:
+        self._first, function = getattr(function, "args", ()), getattr(function, "func", function)
+        # Its own code object: dynamo keeps what it compiled per code object, and another run's flags are not ours.
+        code, self._rest = function.__code__.replace(), (function.__name__, function.__defaults__, function.__closure__)
+        self._own = types.FunctionType(code, function.__globals__, *self._rest)
+        options: Any = None if torch.cuda.is_available() else CPU_OPTIONS
+        self._compile = torch.compile(self._own, fullgraph=True, dynamic=False, options=options)
+        self._direct: dict[tuple, Callable[..., Any]] = {}
+
+    def __call__(self, *args: Any) -> Any:
+        key = _shapes(args)
+        direct = self._direct.get(key)
+        if direct is not None:
+            return direct(*self._first, *args)
+        before = self._codes()
+        result = self._compile(*self._first, *args)
+        new = [code for code in self._codes() if code not in before]
+        if len(new) == 1:  # it takes the function's own arguments
+            self._direct[key] = types.FunctionType(new[0], self._own.__globals__, *self._rest)
+        return result
+
+    def _codes(self) -> list[types.CodeType]:
+        """What dynamo has made of this function."""
+        return [entry.code for entry in _debug_get_cache_entry_list(self._own.__code__)]
+
+
+def _shapes(args: Iterable[Any]) -> tuple:
+    """What decides which code is called: shapes and strides of tensors, and numbers; not the objects besides."""
+    key: list[Any] = []
+    for x in args:
+        if isinstance(x, Tensor):
+            key.append((x.shape, x.stride()))
+        elif isinstance(x, tuple | list):
+            key.append(_shapes(x))
+        elif isinstance(x, float | int):
+            key.append(x)
+    return tuple(key)
 
 
 def with_threads(function: Callable[..., Any], threads: int) -> Callable[..., Any]:
@@ -258,12 +292,14 @@ class Phases:
         state: every tensor that the phases change in place, by name.
         generators: the random generators that they draw from; the first one draws the minibatches.
         restart: `restart(seed)` begins new episodes in environments whose state is not among `state`, with None in new
-            processes; None where the state is there.
+            processes, and drops what is carried of those that were running; None where the state is there.
         before, stream: what `learn` began with, so that an update which broke down can be replayed.
+        seconds: of the host in each phase of the last call; a GPU may still be at work then, and is not waited for.
 
     Args:
-        one_thread: run both on one intra-op thread. Eager work on few rows gains little from a second one, and on a
-            busy machine loses most of its time waiting for it.
+        crew: whose threads the functions that they call share (ppo_fast.crew).
+        one_thread: run anything else in them on one intra-op thread. Work on few rows gains little from a second one,
+            and on a busy machine loses most of its time waiting for it.
     """
 
     def __init__(
@@ -272,23 +308,35 @@ class Phases:
         learn: Callable[[], Tensor],
         state: dict[str, Tensor],
         generators: list[torch.Generator],
-        one_thread: bool = False,
+        crew: Any,
+        one_thread: bool = True,
         restart: Callable[[int | None], None] | None = None,
     ) -> None:
         collect, learn = eager(collect, one_thread), eager(learn, one_thread)
         self.collect = _labelled(collect, "environment and policy")
         self.learn = _labelled(FastProducts(learn), "values, advantages, updates")
-        self.state = state
-        self.generators = generators
-        self.restart = restart
+        self.crew, self.state, self.generators = crew, state, generators
+        self.restart = None if restart is None else self._restarts(restart)
         self.before = {name: x.clone() for name, x in state.items() if not name.startswith(FROM_COLLECT)}
         self.stream = generators[0].get_state()
 
     def __call__(self) -> Tensor:
+        began = time.perf_counter()
         self.collect()
+        collected = time.perf_counter()
         assign(self.before.values(), (self.state[name] for name in self.before))
         self.stream = self.generators[0].get_state()
-        return self.learn()
+        metrics = self.learn()
+        self.seconds = {"collect": collected - began, "learn": time.perf_counter() - collected}
+        return metrics
+
+    def _restarts(self, begin: Callable[[int | None], None]) -> Callable[[int | None], None]:
+        def restart(seed: int | None) -> None:
+            begin(seed)
+            for name in (name for name in self.state if "carry" in name):
+                self.state[name].zero_()
+
+        return restart
 
     def saved(self) -> dict[str, Any]:
         """Copies of all that the next iteration depends on, at an iteration's end; the rollout is not among it."""
@@ -305,8 +353,7 @@ class Phases:
         for name, x in tensors.items():
             if name not in self.state or x.shape != self.state[name].shape:
                 raise ValueError(f"--resume: the checkpoint's {name} does not fit this configuration")
-        for name, x in tensors.items():
-            self.state[name].copy_(x)
+        assign((self.state[name] for name in tensors), tensors.values())
         for generator, stream in zip(self.generators, saved["generators"], strict=True):
             generator.set_state(stream)
 
@@ -315,8 +362,8 @@ class Phases:
 
         They are run for that; what they changed is put back, and host environments begin anew from `seed`.
         """
-        saved = {name: tensor.clone() for name, tensor in self.state.items()}
-        streams = [generator.get_state() for generator in self.generators]
+        saved: dict[str, Any] = {"tensors": {name: x.clone() for name, x in self.state.items()}}
+        saved["generators"] = [generator.get_state() for generator in self.generators]
         if device.type == "cuda":
             if self.restart is None:
                 self.collect = CudaGraph(self.collect, self.generators)
@@ -325,9 +372,8 @@ class Phases:
             self.learn = CudaGraph(self.learn, self.generators)
         else:
             self()
-        assign(self.state.values(), saved.values())
-        for generator, stream in zip(self.generators, streams, strict=True):
-            generator.set_state(stream)
+            self.crew.started = True
+        self.load(saved)
         if self.restart is not None:
             self.restart(seed)
         return self

@@ -9,8 +9,6 @@
 Plain lines are ASCII `name=value` pairs, so that `grep`, `awk` and a cluster's log file can read them.
 """
 
-from __future__ import annotations
-
 import math
 import os
 import sys
@@ -67,24 +65,20 @@ class Console:
         self.quiet, self.silent = quiet or silent, silent
         self.title = title
         self._stream = sys.stdout if stream is None else stream
-        self._live = None
-        self._screen = None
+        self._live = self._screen = None
         if not self.quiet and _can_draw(self._stream):
             from rich.console import Console as RichConsole
 
             self._screen = RichConsole(file=self._stream)
         self._shape = (0, 0)  # columns and rows of the panel as it was last drawn
         self._interval = SECONDS_BETWEEN_LINES if self._screen is None else 1.0 / DRAWS_PER_SECOND
-        self._next_draw = 0.0
-        self._phase = "starting"
+        self._next_draw, self._phase = 0.0, "starting"
         self._row: Mapping[str, Any] = {}
         self._advice: Sequence[Advice] = ()
-        self._drawn = True
-        self._said: set[str] = set()
+        self._drawn, self._said = True, set[str]()
+        self._spent = [0.0, 0.0, 0.0]  # seconds in collect, in learn and in all, of the rows that say it
         self._episodes = deque[tuple[float, float]](maxlen=RECENT_ROWS)
-        self._returns: list[float] = []
-        self._pending: list[float] = []
-        self._drawings_per_point = 1
+        self._returns, self._pending, self._drawings_per_point = list[float](), list[float](), 1
 
     def start(self, lines: Sequence[str]) -> None:
         """Print the header and open the live panel."""
@@ -109,6 +103,10 @@ class Console:
 
     def update(self, row: Mapping[str, Any], advice: Sequence[Advice] = ()) -> None:
         """Show the newest row of metrics. Returns in about a microsecond when it isn't time to draw."""
+        if "time/collect" in row:  # an older run's rows, which a resumed one goes on with, lack it
+            elapsed = row["time/elapsed"] - self._row.get("time/elapsed", 0.0)
+            took = (row["time/collect"], row["time/learn"], elapsed)
+            self._spent = [sum(pair) for pair in zip(self._spent, took, strict=True)]
         self._row, self._advice, self._drawn = row, advice, False
         episodic_return = row.get("charts/episodic_return")
         if episodic_return is not None and episodic_return == episodic_return:  # NaN: no episode ended
@@ -144,22 +142,21 @@ class Console:
             measured: lines of the speed report.
         """
         if self.quiet:
-            self._print(_quiet_line(result, folder))
+            mean, std = (_show(result.get(f"eval/{name}_return"), ".2f") for name in ("mean", "std"))
+            self._print(f"return={mean} std={std} sps={_show(result.get('sps'), '.0f')} folder={os.fspath(folder)}")
             return
         if not self._drawn and self._screen is None:
             self._draw()
         self.close()
         self._print("")
-        for label, text in _summary_lines(result, folder):
-            self._print(f"{label:<{LABEL_WIDTH}}{text}", label)
-        for index, text in enumerate(measured):
-            self._print(f"{'' if index else 'measured':<{LABEL_WIDTH}}{text}", "measured")
         findings = [(f"{SIGNS[item.severity]} {item.text}", COLOURS[item.severity]) for item in advice]
-        for index, (text, colour) in enumerate(findings or [(f"{SIGNS['ok']} no advice", COLOURS["ok"])]):
-            for place, part in enumerate(self._wrapped(text)):
-                self._print(f"{'' if index or place else 'health':<{LABEL_WIDTH}}{part}", "health", colour)
-        for index, command in enumerate(commands):
-            self._print(f"{'' if index else 'next':<{LABEL_WIDTH}}{command}", "next")
+        findings = findings or [(f"{SIGNS['ok']} no advice", COLOURS["ok"])]
+        lines = [(label, text, "") for label, text in _summary_lines(result, folder)]
+        lines += [("measured", text, "") for text in measured]
+        lines += [("health", part, colour) for text, colour in findings for part in self._wrapped(text)]
+        lines += [("next", command, "") for command in commands]
+        for (above, *_), (label, text, colour) in pairwise([("", "", ""), *lines]):
+            self._print(f"{'' if label == above else label:<{LABEL_WIDTH}}{text}", label, colour)
 
     def close(self) -> None:
         """Take the live panel away and give the terminal its cursor back. May be called again."""
@@ -242,14 +239,20 @@ class Console:
         sps = _number(self._row.get("charts/SPS"))
         return (self.total_steps - self._row.get("global_step", 0)) / sps if sps > 0 else math.nan
 
+    def _split(self) -> dict[str, int]:
+        """Percent of the time that steps/s counts, where known. Other: logging, checkpoints, waiting for a GPU."""
+        collect, learn, total = self._spent
+        if not total:
+            return {}
+        first, both = round(100 * collect / total), round(100 * (collect + learn) / total)
+        return {"collect": first, "learn": both - first, "other": 100 - both}
+
     def _plain_line(self) -> str:
         row = self._row
         parts = [
-            f"step={row.get('global_step', 0)}",
-            f"percent={self._percent():.1f}",
-            f"sps={_show(row.get('charts/SPS'), '.0f')}",
-            f"return={_show(self._recent(0), '.2f')}",
-            f"length={_show(self._recent(1), '.1f')}",
+            f"step={row.get('global_step', 0)} percent={self._percent():.1f} sps={_show(row.get('charts/SPS'), '.0f')}",
+            *(f"{name}={share}%" for name, share in self._split().items()),
+            f"return={_show(self._recent(0), '.2f')} length={_show(self._recent(1), '.1f')}",
             f"left={_duration(self._seconds_left())}",
         ]
         return " ".join(parts + [f"{name}={_show(row.get(column), form)}" for name, _, column, form in LOSSES])
@@ -272,6 +275,10 @@ class Console:
             body.append(f"{name:<15}", "dim").append(value.ljust(width // columns - 15), "bold")
             body.append("\n" if index % columns == columns - 1 else "")
         body.append("\n" if body.plain[-1] != "\n" else "")
+        speed, split = _show(self._row.get("charts/SPS"), ",.0f"), self._split().items()
+        shares = " · ".join(f"{name} {share} %" for name, share in split)
+        gap = "   " if 18 + len(speed + shares) <= width else "\n" + " " * max(0, min(15, width - len(shares)))
+        body.append(f"{'steps/s':<15}", "dim").append(speed, "bold").append(gap + shares + "\n")
         body.append(f"{'return so far':<15}", "dim").append(_sparkline(self._returns, width - 15), COLOURS["ok"])
         body.append("\n\n").append_text(self._health(width))
         self._shape = (width + 4, min(body.plain.count("\n") + 3, self._screen.height))
@@ -294,7 +301,7 @@ class Console:
         return text
 
     def _facts(self) -> list[tuple[str, str]]:
-        """The named figures of the panel. Fifteen of them fill five rows of three."""
+        """The named figures of the panel, in rows of three, two or one."""
         row = self._row
         return [
             ("step", f"{row.get('global_step', 0):,}"),
@@ -302,7 +309,6 @@ class Console:
             ("phase", self._phase),
             ("return", _show(self._recent(0), ".2f")),
             ("length", _show(self._recent(1), ".1f")),
-            ("steps/s", _show(row.get("charts/SPS"), ",.0f")),
             ("training for", _duration(_number(row.get("time/elapsed")))),
             ("learning rate", _show(row.get("charts/learning_rate"), ".2e")),
             ("memory", _memory()),
@@ -360,8 +366,7 @@ def _summary_lines(result: Mapping[str, Any], folder: str | os.PathLike[str]) ->
         mean, std = result.get(f"{prefix}mean_return"), result.get(f"{prefix}std_return")
         if mean is not None:
             over = f"  over {episodes} episodes" if episodes else ""
-            text = f"{kind:<9}{_show(mean, '.2f')} ± {_show(std, '.2f')}{over}"
-            lines.append(("" if lines else "evaluation", text))
+            lines.append(("evaluation", f"{kind:<9}{_show(mean, '.2f')} ± {_show(std, '.2f')}{over}"))
     if "sps" in result:
         lines.append(("speed", f"{_show(result['sps'], ',.0f')} steps/s, {result.get('global_step', 0):,} steps"))
     if seconds := result.get("seconds"):
@@ -370,11 +375,6 @@ def _summary_lines(result: Mapping[str, Any], folder: str | os.PathLike[str]) ->
     if folder:
         lines.append(("run folder", os.fspath(folder)))
     return lines
-
-
-def _quiet_line(result: Mapping[str, Any], folder: str | os.PathLike[str]) -> str:
-    mean, std = (_show(result.get(f"eval/{name}_return"), ".2f") for name in ("mean", "std"))
-    return f"return={mean} std={std} sps={_show(result.get('sps'), '.0f')} folder={os.fspath(folder)}"
 
 
 def _plain(text: str) -> str:

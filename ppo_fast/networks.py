@@ -246,7 +246,8 @@ def flatten_parameters(module: nn.Module) -> Tensor:
     """Move all parameters of a module into one flat float32 vector (P,) and make each parameter a view of it.
 
     Slots are padded with zeros to 64 bytes; their gradient is zero, so they stay zero. The optimiser, the gradient
-    norm, a checkpoint and an all-reduce then handle one vector. The order is that of `named_parameters()`.
+    norm, a checkpoint and an all-reduce then handle one vector. The order is that of `named_parameters()`; a weight of
+    at most THIN inputs stands there input by input, since that is how fused code reads it.
     """
     parameters = dict(module.named_parameters())
     first = next(iter(parameters.values()))
@@ -259,14 +260,21 @@ def flatten_parameters(module: nn.Module) -> Tensor:
     return theta
 
 
+def _by_input(shape: Sequence[int]) -> bool:
+    return len(shape) == 2 and shape[1] <= THIN < shape[0]
+
+
 def unflatten(theta: Tensor, shapes: dict[str, torch.Size]) -> dict[str, Tensor]:
     """The parameters as views of the flat vector, by name: the inverse of `flatten`."""
     pieces = theta.split([_padded(shape.numel()) for shape in shapes.values()])
-    return {
-        name: piece[: shape.numel()].view(shape) for piece, (name, shape) in zip(pieces, shapes.items(), strict=True)
-    }
+    views = {}
+    for piece, (name, shape) in zip(pieces, shapes.items(), strict=True):
+        x = piece[: shape.numel()]
+        views[name] = x.view(shape[1], shape[0]).t() if _by_input(shape) else x.view(shape)
+    return views
 
 
 def flatten(tensors: dict[str, Tensor]) -> Tensor:
-    """One flat vector (P,) of tensors in order, padded as `flatten_parameters` pads."""
-    return torch.cat([F.pad(x.reshape(-1), (0, _padded(x.numel()) - x.numel())) for x in tensors.values()])
+    """One flat vector (P,) of tensors in order, laid out and padded as `flatten_parameters` does."""
+    rows = ((x.t() if _by_input(x.shape) else x).reshape(-1) for x in tensors.values())
+    return torch.cat([F.pad(x, (0, _padded(x.numel()) - x.numel())) for x in rows])

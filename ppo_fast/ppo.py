@@ -77,32 +77,60 @@ def _shifted(x: Tensor, valid: Tensor | None) -> Tensor:
 
 
 def advantage_sums(advantage: Tensor, valid: Tensor | None = None) -> Tensor:
-    """Count, sum and sum of squares (3,) float64 of the valid rows of a minibatch: what processes add up."""
+    """Count, sum and sum of squares (..., 3) float64 of the valid rows of minibatches (..., M): processes add it."""
     rows = advantage.double() if valid is None else torch.where(valid, advantage.double(), 0.0)
-    count = valid.sum() if valid is not None else torch.tensor(advantage.numel(), device=advantage.device)
-    return torch.stack([count.double(), rows.sum(), (rows * rows).sum()])
+    count = torch.ones_like(rows) if valid is None else valid.double()
+    return torch.stack([count.sum(-1), rows.sum(-1), (rows * rows).sum(-1)], -1)
 
 
 def normalize_advantage(advantage: Tensor, valid: Tensor | None = None, sums: Tensor | None = None) -> Tensor:
-    """(A - mean) / (std + 1e-8) over a minibatch (M,); a single row or equal rows give zeros, never NaN.
+    """(A - mean) / (std + 1e-8) over each minibatch (..., M); a single row or equal rows give zeros, never NaN.
 
     Args:
-        sums: `advantage_sums` of a minibatch that is spread over processes, of which `advantage` is one part.
+        sums: `advantage_sums` of minibatches that are spread over processes, of which `advantage` are parts.
     """
     if sums is not None:
-        mean = sums[1] / sums[0].clamp(min=1)
+        count, total, squares = (x[..., None] for x in sums.unbind(-1))
+        mean = total / count.clamp(min=1)
         # Equal rows leave a rounding error here, 1e-16 of the square: less than 1e-12 of it is no variance.
-        total = sums[2] - sums[1] * mean
-        variance = torch.where(total > 1e-12 * sums[2], total, 0.0) / (sums[0] - 1).clamp(min=1)
+        spread = squares - total * mean
+        variance = torch.where(spread > 1e-12 * squares, spread, 0.0) / (count - 1).clamp(min=1)
         return torch.where(variance > 0, (advantage - mean) / (variance.sqrt() + 1e-8), 0.0).float()
-    advantage = _shifted(advantage, valid)
-    mean = masked_mean(advantage, valid)
-    count = advantage.numel() if valid is None else valid.sum()
-    square = (advantage - mean) ** 2
-    total = (square if valid is None else torch.where(valid, square, 0.0)).sum()
-    # max(count - 1, 1): the sample variance of one row is undefined; its centred value is 0 anyway.
-    variance = total / (max(count - 1, 1) if isinstance(count, int) else (count - 1).clamp(min=1))
-    return (advantage - mean) / (variance.sqrt() + 1e-8)
+    if valid is None:
+        advantage = advantage - advantage[..., :1]  # equal rows become exact zeros, see _shifted
+        mean, count = advantage.mean(-1, keepdim=True), advantage.shape[-1]
+        total = ((advantage - mean) ** 2).sum(-1, keepdim=True)
+        # max(count - 1, 1): the sample variance of one row is undefined; its centred value is 0 anyway.
+        return (advantage - mean) / ((total / max(count - 1, 1)).sqrt() + 1e-8)
+    advantage = advantage - advantage.gather(-1, valid.long().argmax(-1, keepdim=True))
+    count = valid.sum(-1, keepdim=True)
+    mean = torch.where(valid, advantage, 0.0).sum(-1, keepdim=True) / count.clamp(min=1)
+    total = torch.where(valid, (advantage - mean) ** 2, 0.0).sum(-1, keepdim=True)
+    return (advantage - mean) / ((total / (count - 1).clamp(min=1)).sqrt() + 1e-8)
+
+
+def normalize_minibatches(
+    advantage: Tensor,
+    num_minibatches: int,
+    valid: Tensor | None = None,
+    reduce: Callable[[Tensor], Tensor] | None = None,
+) -> Tensor:
+    """`normalize_advantage` of the minibatches that follow one another in advantage (B,), cut by `minibatch_sizes`.
+
+    Args:
+        valid: (B,) bool.
+        reduce: sums a tensor over the processes that each have a part of every minibatch.
+    """
+    small, larger = divmod(len(advantage), num_minibatches)
+    cut, blocks = larger * (small + 1), []
+    for rows, size in ((slice(0, cut), small + 1), (slice(cut, len(advantage)), small)):
+        if rows.start < rows.stop:  # minibatches of one size are the rows of a matrix
+            blocks.append((advantage[rows].view(-1, size), None if valid is None else valid[rows].view(-1, size)))
+    sums = [None] * len(blocks)
+    if reduce is not None:
+        sums = reduce(torch.cat([advantage_sums(x, mask) for x, mask in blocks])).split([len(x) for x, _ in blocks])
+    normal = [normalize_advantage(x, mask, total) for (x, mask), total in zip(blocks, sums, strict=True)]
+    return torch.cat([x.flatten() for x in normal])
 
 
 def policy_loss(ratio: Tensor, advantage: Tensor, clip_coef: float, valid: Tensor | None = None) -> Tensor:
@@ -240,3 +268,27 @@ def minibatch_sizes(batch_size: int, num_minibatches: int) -> Sequence[int]:
     """Sizes of the minibatches of one epoch: all rows are used, sizes differ by at most one, the larger ones first."""
     small, larger = divmod(batch_size, num_minibatches)
     return [small + 1] * larger + [small] * (num_minibatches - larger)
+
+
+def split(batch: Any, sizes: Sequence[int]) -> list[Any]:
+    """A named tuple of columns (B, ...), None where there is no such column, cut into pieces of these sizes: views."""
+    columns = [[None] * len(sizes) if x is None else x.split(list(sizes)) for x in batch]
+    return [type(batch)._make(piece) for piece in zip(*columns, strict=True)]
+
+
+def shares(parts: Sequence[Any], world_size: int = 1, reduce: Callable[[Tensor], Tensor] = lambda x: x) -> list[Any]:
+    """What share of a minibatch's valid rows each of its parts has: the mean over all is the sum of share times mean.
+
+    Args:
+        parts: named tuples of columns (M, ...), `valid` (M,) bool or None among them.
+        world_size: processes that each have as many rows of the minibatch.
+        reduce: sums a tensor over them.
+
+    Returns:
+        Numbers or, where there is a mask, tensors ().
+    """
+    if parts[0].valid is None:
+        total = world_size * sum(len(part[0]) for part in parts)
+        return [len(part[0]) / total for part in parts]
+    counts = torch.stack([part.valid.sum() for part in parts]).double()
+    return list((counts / reduce(counts.sum()).clamp(min=1)).float().unbind())

@@ -24,8 +24,9 @@ _ROBOT = {
 }
 
 PRESETS: dict[str, dict[str, Any]] = {
-    # Without the statistics one seed in ten or twenty drifts off after it has solved the task.
-    "CartPole-v1": _NORMALIZED,
+    # Without the statistics one seed in ten or twenty drifts off after it has solved the task. With them two passes are
+    # enough, and an uncompiled run is a quarter shorter.
+    "CartPole-v1": {**_NORMALIZED, "update_epochs": 2},
     # Neither the statistics nor fewer environments alone did it; with the passes it went from -81 to -73.
     "Acrobot-v1": {**_NORMALIZED, **_PASSES, "num_steps": 128, "ent_coef": 0.001},
     # The first goals are chance; how many updates follow decides how good it gets (four passes: 12 lower).
@@ -52,23 +53,23 @@ PRESETS: dict[str, dict[str, Any]] = {
         "vf_coef": 0.25,
         "log_std_init": -0.5,
     },
-    # Hopper and Walker2d: the best of what was tried on one or two seeds, and very different from seed to seed. With a
-    # discount above 0.99 Hopper learned to stand still.
+    # Long rollouts of few environments, and a deviation of 1 to explore. With a discount above 0.99, or sixty-four
+    # environments, it learned to stand still, or not much more.
     "Hopper-v5": {
         **_ROBOT,
-        "num_envs": 16,
-        "num_steps": 128,
-        "num_minibatches": 16,
-        "learning_rate": 5e-4,
-        "log_std_init": -1.0,
+        "num_envs": 8,
+        "num_steps": 256,
+        "num_minibatches": 32,
+        "learning_rate": 3e-4,
     },
+    # Four times the updates of HalfCheetah's, each a third as large; larger minibatches differed much between seeds.
     "Walker2d-v5": {
         **_ROBOT,
-        "num_envs": 16,
-        "num_steps": 128,
-        "num_minibatches": 16,
-        "learning_rate": 5e-4,
-        "log_std_init": -1.0,
+        "num_steps": 32,
+        "num_minibatches": 32,
+        "learning_rate": 3e-4,
+        "vf_coef": 0.25,
+        "log_std_init": -0.5,
     },
 }
 

@@ -3,6 +3,7 @@
 What `Session.save` puts into a checkpoint:
 
     program    the module that trained, such as "ppo_fast.train"
+    format     FORMAT
     flags      the flags of the run, by field name
     progress   iteration, global_step, elapsed seconds, best return, rollbacks, W&B id, ...
     ranks      for each process what its phases go on from: "tensors" by name, "generators", their states, and "rng",
@@ -17,6 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+# Counts up when the same tensors mean something else: 2 since the weights of few inputs stand input by input in theta.
+FORMAT = 2
 # Flags that may differ when a run goes on, besides W&B's. Any other would make it another run.
 CHANGEABLE = (
     *("total_timesteps", "eval_episodes", "capture_video", "quiet", "profile", "track", "tensorboard", "run_root"),
@@ -46,6 +49,8 @@ def reason_against(payload: Mapping[str, Any], program: str) -> str | None:
             return f"it has no {name}"
     if payload["program"] != program:
         return f"it is of {payload['program']}, not of {program}"
+    if payload.get("format") != FORMAT:
+        return "another version of ppo_fast wrote it"
     progress = payload["progress"]
     for name, types in PROGRESS.items():
         if type(progress.get(name, ...)) not in types:

@@ -226,7 +226,7 @@ class Session:
             return
         self.rows_at = (self.run.folder / "metrics.jsonl").stat().st_size
         payload = {"flags": asdict(self.args), "progress": self.good_progress, "ranks": ranks}
-        payload |= {"program": self.facts["program"]}
+        payload |= {"program": self.facts["program"], "format": resume.FORMAT}
         try:
             folder = self.run.subfolder("checkpoints")
             path = checkpoint.save(folder, self.global_step, payload, self.args.keep_checkpoints)
@@ -269,6 +269,7 @@ class Session:
         self.iteration, self.global_step = self.iteration + 1, self.global_step + int(steps)
         self.recent = [self.recent[0] + returns, self.recent[1] + episodes]
         mean = (returns / episodes, lengths / episodes) if episodes else (math.nan, math.nan)
+        row |= {f"time/{name}": x for name, x in phases.seconds.items()}
         self._log(row | dict(zip(("charts/episodic_return", "charts/episodic_length"), mean, strict=True)))
         if self.iteration % self.args.save_interval == 0:
             self.save(phases)

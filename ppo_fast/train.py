@@ -18,7 +18,7 @@ from gymnasium.vector import AutoresetMode
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from ppo_fast import capture, cli, distributed, envs as environments, networks, normalize, ppo, session
+from ppo_fast import capture, cli, crew, distributed, envs as environments, networks, normalize, ppo, session
 from ppo_fast.cli import Range
 from ppo_fast.episodes import episode_stats
 
@@ -176,20 +176,16 @@ def new_rollout(args: Args, envs: Any, agent: Agent) -> Rollout:
     return Rollout(*(torch.ones(*size, *shape, dtype=dtype, device=envs.device) for shape, dtype in columns))
 
 
-def collect(
-    agent: Agent, envs: environments.TensorVectorEnv, state: Rows, obs: Tensor, noise: Rows
-) -> tuple[Rows, Tensor, Rows]:
-    """Steps of a tensor environment: a pure function of state, obs (N, *S) and noise, (C, N, ...) each, for C steps.
-
-    Returns the state and observation to go on from, and the first seven tensors of a Rollout, (C, N, ...).
-    """
-    steps = []
+def collect(agent: Agent, envs: environments.TensorVectorEnv, state: Rows, rollout: Rows, noise: Rows) -> None:
+    """C steps of a tensor environment, in place: a function of state, the observation (N, *S) last, and noise, (C, N,
+    ...) each, which moves the state on and writes the first seven columns of a Rollout, (C, N, ...)."""
+    (*now, obs), steps = state, []
     for action_noise, env_noise in zip(noise[0].unbind(), noise[1].unbind(), strict=True):
         action, log_prob = agent.act(obs, action_noise)
-        state, next_obs, reward, terminated, truncated, final_obs = envs.step_state(state, action, env_noise)
+        now, next_obs, reward, terminated, truncated, final_obs = envs.step_state(tuple(now), action, env_noise)
         steps.append((obs, action, log_prob, reward, terminated, truncated, final_obs))
         obs = next_obs
-    return state, obs, tuple(torch.stack(column) for column in zip(*steps, strict=True))
+    capture.assign((*state, *rollout), (*now, obs, *(torch.stack(column) for column in zip(*steps, strict=True))))
 
 
 def collect_from_host(act: Callable, agent: Agent, envs: Any, obs: Tensor, noise: Tensor, rollout: Rollout) -> Tensor:
@@ -204,13 +200,11 @@ def collect_from_host(act: Callable, agent: Agent, envs: Any, obs: Tensor, noise
     return obs
 
 
-def collect_on_device(collect: Callable, agent: Agent, envs: Any, obs: Tensor, noise: Rows, rollout: Rollout) -> None:
-    """T steps of a tensor environment into the rollout, CHUNK at a time; state and obs (N, *S) move on in place."""
-    chunk = len(rollout.obs) if obs.is_cuda else capture.CHUNK
-    for part in (slice(t, t + chunk) for t in range(0, len(rollout.obs), chunk)):
-        state, next_obs, rows = collect(agent, envs, envs.state, obs, (noise[0][part], noise[1][part]))
-        capture.assign((*envs.state, obs), (*state, next_obs))
-        capture.assign((x[part] for x in rollout[:-1]), rows)
+def collect_on_device(collect: Callable, agent: Agent, envs: Any, state: Rows, rollout: Rows, noise: Rows) -> None:
+    """T steps of a tensor environment into the rollout in place, on a CPU CHUNK at a time."""
+    chunk = len(rollout[0]) if rollout[0].is_cuda else capture.CHUNK
+    for *rows, action_noise, env_noise in zip(*(x.split(chunk) for x in (*rollout, *noise)), strict=True):
+        collect(agent, envs, state, tuple(rows), (action_noise, env_noise))
 
 
 def advantages(
@@ -233,16 +227,13 @@ def advantages(
     return batch, ppo.explained_variance(value, returns, valid)
 
 
-def loss(
-    parameters: dict[str, Tensor], agent: Agent, args: Args, batch: Batch, sums: Tensor | None
-) -> tuple[Tensor, Tensor]:
+def loss(parameters: dict[str, Tensor], agent: Agent, args: Args, batch: Batch) -> tuple[Tensor, Tensor]:
     """PPO's loss on one minibatch (M rows) and the statistics STATISTICS[:-1]."""
     log_prob, entropy, value = functional_call(agent, parameters, (batch.obs, batch.action))
     log_ratio = log_prob - batch.log_prob
     ratio = log_ratio.exp()
     valid = batch.valid
-    advantage = ppo.normalize_advantage(batch.advantage, valid, sums) if args.norm_adv else batch.advantage
-    policy_loss = ppo.policy_loss(ratio, advantage, args.clip_coef, valid)
+    policy_loss = ppo.policy_loss(ratio, batch.advantage, args.clip_coef, valid)
     value_clip = args.clip_coef if args.clip_vloss else None
     value_loss = ppo.value_loss(value, batch.value, batch.returns, value_clip, valid)
     entropy = ppo.masked_mean(entropy, valid)
@@ -257,20 +248,27 @@ LOSSES = (*(f"losses/{name}" for name in (*STATISTICS, "explained_variance")), "
 METRICS = (*LOSSES, "returns", "lengths", "episodes", "steps", "broken")  # means, then sums over processes
 
 
-def gradient(agent: Agent, args: Args, theta: Tensor, batch: Batch, index: Tensor, sums: Tensor | None) -> Tensor:
-    """Forward and backward on the rows `index` (M,) of the batch: the gradient and STATISTICS[:-1], (P + 6,)."""
-    minibatch = Batch._make(rows if rows is None else rows[index] for rows in batch)
-    shapes = {name: parameter.shape for name, parameter in agent.named_parameters()}
-    parameters = networks.unflatten(theta, shapes)
-    gradients, _, statistics = ppo.value_and_gradients(loss, parameters, agent, args, minibatch, sums)
-    return torch.cat([networks.flatten(gradients), statistics])
+def shuffled(args: Args, reduce: Callable | None, batch: Batch, order: Tensor) -> Batch:
+    """The batch in this order (B,), its advantages normalised within each minibatch, over the rows of all processes."""
+    batch = Batch._make(x if x is None else x[order] for x in batch)
+    if args.norm_adv:
+        normal = ppo.normalize_minibatches(batch.advantage, args.num_minibatches, batch.valid, reduce)
+        batch = batch._replace(advantage=normal)
+    return batch
 
 
-def step(args: Args, learner: ppo.Learner, found: Tensor) -> Tensor:
-    """Clip and Adam with what `gradient` found; returns STATISTICS as one tensor. NaN and infinity move nothing."""
-    size = len(STATISTICS) - 1
-    direction, norm = ppo.clip_gradient(found[:-size], args.max_grad_norm)
-    statistics = torch.cat([found[-size:], norm[None]])
+def gradient(agent: Agent, args: Args, theta: Tensor, rows: Batch, share: float | Tensor) -> Tensor:
+    """Forward and backward on a share of a minibatch: what it adds to the gradient and STATISTICS[:-1], (P + 6,)."""
+    parameters = networks.unflatten(theta, {name: parameter.shape for name, parameter in agent.named_parameters()})
+    gradients, _, statistics = ppo.value_and_gradients(loss, parameters, agent, args, rows)
+    return torch.cat([networks.flatten(gradients), statistics]) * share
+
+
+def step(args: Args, learner: ppo.Learner, found: Rows) -> Tensor:
+    """Clip and Adam with the sum of what `gradient` found; returns STATISTICS. NaN and infinity move nothing."""
+    total, size = sum(found[1:], found[0]), len(STATISTICS) - 1
+    direction, norm = ppo.clip_gradient(total[:-size], args.max_grad_norm)
+    statistics = torch.cat([total[-size:], norm[None]])
     learner.sound.logical_and_(statistics.isfinite().all())
     learner.active.logical_and_(learner.sound)
     ppo.adam_(learner, direction, only_if_active=True)
@@ -278,26 +276,25 @@ def step(args: Args, learner: ppo.Learner, found: Tensor) -> Tensor:
 
 
 def update(
-    agent: Agent, args: Args, learner: ppo.Learner, ranks: distributed.Ranks, find: Callable, apply: Callable,
-    batch: Batch, index: Tensor,
-) -> Tensor:  # fmt: skip
-    """Loss, backward, clip and Adam on the rows `index` (M,) of the batch; returns STATISTICS as one tensor."""
-    if ranks.world_size == 1:
-        return apply(args, learner, find(agent, args, learner.theta, batch, index, None))
-    own = ppo.advantage_sums(batch.advantage[index], None if batch.valid is None else batch.valid[index])
-    sums = ranks.sum_(own.clone())  # advantages are normalised, and all is averaged, over the rows of all processes
-    share = (own[0] / sums[0].clamp(min=1)).float()
-    return apply(args, learner, ranks.sum_(share * find(agent, args, learner.theta, batch, index, sums)))
+    args: Args, learner: ppo.Learner, ranks: distributed.Ranks, find: Callable, apply: Callable, parts: list[Batch]
+) -> Tensor:
+    """Loss, backward, clip and Adam on one minibatch, whose parts may be found side by side; returns STATISTICS."""
+    shares = ppo.shares(parts, ranks.world_size, ranks.sum_)
+    found = find([(learner.theta, *each) for each in zip(parts, shares, strict=True)])
+    return apply(args, learner, found if ranks.world_size == 1 else [ranks.sum_(torch.stack(found).sum(0))])
 
 
-def learn(args: Args, update: Callable[..., Tensor], batch: Batch, learner: ppo.Learner, draw: Any) -> Tensor:
+def learn(
+    args: Args, shuffle: Callable, update: Callable, batch: Batch, learner: ppo.Learner, draw: Any, parts: int = 1
+) -> Tensor:
     """K epochs of shuffled minibatches; returns the mean of STATISTICS over the updates made, on the device."""
-    sizes = list(ppo.minibatch_sizes(args.batch_size, args.num_minibatches))
+    minibatches = list(ppo.minibatch_sizes(args.batch_size, args.num_minibatches))
     rows, made, active = [], [], learner.active
     for _ in range(args.update_epochs):
-        for index in torch.randperm(args.batch_size, generator=draw, device=draw.device).split(sizes):
+        whole = shuffle(batch, torch.randperm(args.batch_size, generator=draw, device=draw.device))
+        for minibatch in ppo.split(whole, minibatches):
             made.append(active.float())
-            rows.append(update(batch, index))
+            rows.append(update(ppo.split(minibatch, ppo.minibatch_sizes(len(minibatch.obs), parts))))
         approx_kl = rows[-1][STATISTICS.index("approx_kl")]
         if args.lr_schedule == "kl" and len(rows) > 1:  # before the first update it is 0, or a rounding
             ppo.adapt_(learner.learning_rate, approx_kl, args.desired_kl)
@@ -312,38 +309,44 @@ def learn(args: Args, update: Callable[..., Tensor], batch: Batch, learner: ppo.
 def make_iteration(
     args: Args, envs: Any, agent: Agent, learner: ppo.Learner, fast: bool, ranks: distributed.Ranks | None = None
 ) -> capture.Phases:
-    """One iteration in two phases, the second of which returns METRICS as one device tensor.
-
-    *Executables*: the one block where anything is compiled or captured; `fast` asks for it.
-    """
+    """One iteration in two phases, the second of which returns METRICS as one device tensor."""
+    # Executables: the one block where anything is compiled or captured; `fast` asks for it.
     ranks = ranks or distributed.Ranks(envs.device)
-    wrap, small = capture.compiled if fast else capture.eager, args.num_envs < capture.FEW_ENVS
-    fused_act, fused_collect, fused_value = wrap(Agent.act, small), wrap(collect, small), wrap(Agent.value)
-    whole = (wrap(update), gradient, step) if ranks.world_size == 1 else (update, wrap(gradient), wrap(step))
-    fused_update = partial(whole[0], agent, args, learner, ranks, *whole[1:])
-    on_device, device = isinstance(envs, environments.TensorVectorEnv), ranks.device
+    device, on_device = ranks.device, isinstance(envs, environments.TensorVectorEnv)
+    wrap, threads = capture.Compiled if fast else capture.eager, crew.Crew(device, fast)
+    parts = len(threads.sizes(args.batch_size // args.num_minibatches, crew.FEW_ROWS))
+    alone, find = ranks.world_size == 1, partial(gradient, agent, args)
+    whole = alone and parts == 1  # then an update is one graph
+    pieces = (crew.in_turn(find), step) if whole else (threads.side_by_side(wrap(find)), wrap(step))
+    fused_act, fused_value = wrap(Agent.act), threads.side_by_side(wrap(Agent.value))
+    fused_collect = threads.side_by_side(partial(collect_on_device, wrap(collect)))
+    fused_shuffle = partial(wrap(shuffled) if alone else shuffled, args, None if alone else ranks.sum_)
+    fused_update = partial(wrap(update) if whole else update, args, learner, ranks, *pieces)
 
     draw = torch.Generator(device).manual_seed(args.seed)
     rollout, obs = new_rollout(args, envs, agent), envs.reset(seed=args.seed)[0].clone()
     valid = rollout.valid if envs.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP else None
     carry = tuple(torch.zeros_like(rollout.reward[0], dtype=kind) for kind in (torch.float64, torch.int64))
     estimate = torch.zeros_like(rollout.reward)  # kept for --verify
+    lanes = partial(crew.lanes, threads.sizes(args.num_envs, crew.FEW_ENVS))
+    own = [*zip(lanes(0, (*envs.state, obs)), lanes(1, rollout[:-1]), strict=True)] if on_device else []
 
     def collect_phase() -> None:
         noise = agent.head.draw_noise((args.num_steps, args.num_envs), draw)
         if on_device:
-            collect_on_device(fused_collect, agent, envs, obs, (noise, envs.draw_noise(args.num_steps)), rollout)
+            noises = lanes(1, (noise, envs.draw_noise(args.num_steps)))
+            fused_collect([(agent, envs, *lane, both) for lane, both in zip(own, noises, strict=True)])
         else:
             obs.copy_(collect_from_host(fused_act, agent, envs, obs.clone(), noise, rollout))
 
     def learn_phase() -> Tensor:
-        value = fused_value(agent, torch.cat([rollout.obs, obs[None]]))
+        value = torch.cat(fused_value([(agent, x) for x in torch.cat([rollout.obs, obs[None]]).tensor_split(parts)]))
         broken = ranks.sum_((~capture.all_finite(rollout.obs, rollout.reward, value)).double())
         capture.assign((learner.sound, learner.active), (broken == 0, broken == 0))
         shared = {"sound": learner.sound, "reduce": ranks.sum_}
         batch, explained = advantages(agent, args, rollout, value, valid, **shared)
         estimate.copy_(batch.advantage.view_as(estimate))
-        statistics = learn(args, fused_update, batch, learner, draw)
+        statistics = learn(args, fused_shuffle, fused_update, batch, learner, draw, parts)
         if agent.normalize_obs is not None:  # after the updates: they are of the policy that acted
             agent.normalize_obs.update_(agent.inputs(rollout.obs), valid, **shared)
         episodes = episode_stats(rollout.reward, rollout.terminated | rollout.truncated, valid, *carry)
@@ -353,16 +356,14 @@ def make_iteration(
 
     def restart(seed: int | None) -> None:  # None: in new workers
         obs.copy_(envs.restart() if seed is None else envs.reset(seed=seed)[0])
-        for name in (name for name in state if "carry" in name):  # of the episodes that were running
-            state[name].zero_()
 
     state = learner._asdict() | {f"rollout.{name}": x for name, x in rollout._asdict().items()} | {"obs": obs}
     state |= {"carry_return": carry[0], "carry_length": carry[1], "advantage": estimate}
     state |= {f"agent.{name}": x for name, x in agent.named_buffers()}
     state |= {f"env{i}": x for i, x in enumerate(envs.state)} if on_device else {}
-    one_thread = not fast and args.batch_size <= capture.FEW_ROWS * args.num_minibatches
     generators, begin = ([draw, envs.generator], None) if on_device else ([draw], restart)
-    phases = capture.Phases(collect_phase, learn_phase, state, generators, one_thread, begin)
+    one_thread = fast or args.batch_size <= capture.EAGER_ROWS * args.num_minibatches
+    phases = capture.Phases(collect_phase, learn_phase, state, generators, threads, one_thread, begin)
     return phases.ready(device, args.seed) if fast else phases
 
 
@@ -381,8 +382,7 @@ def train(args: Args, watch: capture.Stopwatch | None = None) -> dict[str, Any]:
     if args.verify:
         return session.compare_paths(args, setup, make_iteration, METRICS, device)
     with distributed.init(device) as ranks, session.Session(args, ranks, origin, watch) as run:
-        share = run.share(args)  # of the environments, for this process
-        envs, agent, learner = setup(share, ranks.device)
+        envs, agent, learner = setup(share := run.share(args), ranks.device)  # its share of the environments
         ranks.broadcast_(learner.theta)
         fast = run.start(envs, agent)
         iteration = make_iteration(share, envs, agent, learner, fast, ranks)

@@ -27,6 +27,9 @@ ROW = {
     "losses/approx_kl": 0.0081,
     "losses/clipfrac": 0.114,
     "losses/explained_variance": 0.93,
+    "time/elapsed": 2.0,
+    "time/collect": 0.76,
+    "time/learn": 1.14,
 }
 RESULT = {
     "eval/mean_return": 499.5,
@@ -77,6 +80,9 @@ def test_plain_line_has_every_figure_as_name_and_value():
         "step": "250000",
         "percent": "50.0",
         "sps": "231042",
+        "collect": "38%",
+        "learn": "57%",
+        "other": "5%",
         "return": "212.34",
         "length": "212.0",
         "left": "0:01",
@@ -93,6 +99,37 @@ def test_figures_that_are_missing_or_nan_show_as_a_dash():
     stream = io.StringIO()
     Console(1000, stream=stream).update({"global_step": 10, "charts/SPS": None, "charts/episodic_return": math.nan})
     assert "step=10 percent=1.0 sps=- return=- length=- left=-:--" in stream.getvalue()
+
+
+def timed(elapsed, collect, learn):
+    return {"global_step": 1, "time/elapsed": elapsed, "time/collect": collect, "time/learn": learn}
+
+
+def test_the_split_is_of_the_time_since_training_began():
+    voice = Console(1000, stream=io.StringIO())
+    assert voice._split() == {}
+    voice.update(timed(10.0, 1.0, 8.0))
+    assert voice._split() == {"collect": 10, "learn": 80, "other": 10}
+    voice.update(timed(20.0, 7.0, 1.0))  # a slow rollout, and a checkpoint
+    assert voice._split() == {"collect": 40, "learn": 45, "other": 15}
+
+
+def test_rows_that_do_not_say_what_the_phases_took_count_as_no_time():
+    """A run of an older version that is gone on with."""
+    stream = io.StringIO()
+    voice = Console(1000, stream=stream)
+    voice.update({"global_step": 1, "time/elapsed": 90.0})
+    assert "sps=- return=-" in stream.getvalue()
+    voice.update(timed(100.0, 6.0, 3.0))
+    assert voice._split() == {"collect": 60, "learn": 30, "other": 10}
+
+
+def test_shares_that_round_make_a_hundred():
+    for collect in range(201):
+        voice = Console(1000, stream=io.StringIO())
+        voice.update(timed(1.0, collect / 200, 1 - collect / 200))
+        split = voice._split()
+        assert sum(split.values()) == 100 and min(split.values()) >= 0
 
 
 def test_return_is_a_mean_over_ten_rows_in_which_episodes_ended(clock):
@@ -196,7 +233,7 @@ def test_panel_shows_the_row_and_fits(terminal, clock):
         "0:01 left",
         "250,000",
         "212.3",
-        "231,042",
+        "231,042   collect 38 % · learn 57 % · other 5 %",
         "training",
         "▲ clip fraction",
     ):
@@ -216,6 +253,19 @@ def test_panel_has_whole_borders_at_any_width(terminal, monkeypatch, columns):
     lines = re.split(r"[\r\n]+", body)
     assert len({len(line) for line in lines if line.startswith("│")}) == 1
     assert all(line.endswith("│") for line in lines if line.startswith("│"))
+
+
+@pytest.mark.parametrize("columns", [50, 60, 79, 100, 200])
+def test_the_split_is_whole_where_it_has_room_for_a_line(terminal, monkeypatch, columns):
+    monkeypatch.setenv("COLUMNS", str(columns))
+    with Console(500_000, stream=terminal) as voice:
+        voice.start([])
+        terminal.truncate(0)
+        voice.update(ROW)
+        text = without_colour(terminal.getvalue())
+    (line,) = (line for line in text.splitlines() if "collect" in line)
+    assert re.search(r" collect 38 % · learn 57 % · other 5 % +│$", line)
+    assert ("steps/s" in line) == (columns >= 79)
 
 
 class Rows:

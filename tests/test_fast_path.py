@@ -8,6 +8,7 @@ through the compiler as it is. Letters: T steps, N envs, M minibatch.
 """
 
 import copy
+from functools import partial
 from unittest.mock import patch
 
 import pytest
@@ -22,7 +23,7 @@ from torch._subclasses.fake_tensor import (
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ppo_fast import capture, ppo, train
+from ppo_fast import capture, crew, ppo, train
 from ppo_fast.distributed import Ranks
 from ppo_fast.train import Args, Batch
 
@@ -66,14 +67,27 @@ def run(learner, iteration, count, args):
     return torch.stack(metrics), torch.stack(thetas)
 
 
-@pytest.fixture
-def graphs(monkeypatch):
+class Graphs(CompileCounterWithBackend):
+    """Counts the graphs compiled, and how often dynamo was asked whether it has one."""
+
+    def __init__(self):
+        super().__init__("aot_eager")
+        self.asked = 0
+
+
+def counted_graphs(monkeypatch):
     """Replaces the compiler's kernels by torch's; counts the graphs compiled, which must be whole functions."""
-    counter, compiler = CompileCounterWithBackend("aot_eager"), torch.compile
+    counter, compiler = Graphs(), torch.compile
 
     def torchs_kernels(function, *, fullgraph, dynamic, options):
         assert fullgraph and dynamic is False
-        return compiler(function, fullgraph=fullgraph, dynamic=dynamic, backend=counter)
+        compiled = compiler(function, fullgraph=fullgraph, dynamic=dynamic, backend=counter)
+
+        def ask(*args):
+            counter.asked += 1
+            return compiled(*args)
+
+        return ask
 
     monkeypatch.setattr(torch, "compile", torchs_kernels)
     torch.compiler.reset()
@@ -83,13 +97,19 @@ def graphs(monkeypatch):
     torch.compiler.reset()
 
 
+@pytest.fixture
+def graphs(monkeypatch):
+    yield from counted_graphs(monkeypatch)
+
+
 def assert_same_run(args, fast, slow):
     """Parameters and metrics after every iteration; the metrics of a rollout exactly, so the actions were the same."""
     (metrics, theta), (wanted_metrics, wanted_theta) = fast, slow
     assert (theta - wanted_theta).abs().max() <= TOLERANCE
     assert (wanted_theta[-1] - wanted_theta[0]).abs().max() > 100 * TOLERANCE
     torch.testing.assert_close(metrics, wanted_metrics, rtol=1e-4, atol=1e-4, equal_nan=True)
-    assert (metrics[:, STEPS] == args.batch_size).all()
+    # A NEXT_STEP environment has junk rows, which are no steps.
+    assert (metrics[:, STEPS] == args.batch_size).all() or args.env_id == "odd_envs:NextStep-v0"
     if args.env_id == "CartPole-v1":
         names = [train.METRICS.index(name) for name in ("returns", "lengths", "episodes")]
         assert torch.equal(metrics[:, names], wanted_metrics[:, names])
@@ -106,22 +126,24 @@ RUNS = {
     # 13 x 10 rows in 4 minibatches: 33, 33, 32, 32; and 10 steps in chunks of 8 and 2.
     "uneven": {"num_envs": 13, "num_steps": 10},
 }
-# The graphs of a run: a chunk of the rollout (or one policy step), the values, the update; and one more of each that
-# comes in a second shape. Of the normalised run dynamo analyses the update twice before it has its one graph.
-GRAPHS = {"uneven": 5, "normalised": 4}
+# The graphs of a run: a chunk of the rollout (or one policy step), the values, the shuffled epoch with its normalised
+# advantages, the update of a minibatch; and one more of each that comes in a second shape, of the uneven run a shorter
+# chunk and a smaller minibatch. Of the normalised run dynamo analyses the update twice before it has its one graph.
+GRAPHS = {"uneven": 6, "normalised": 5}
 
 
 @pytest.mark.parametrize("name", RUNS)
 def test_compiled_is_eager_without_recompiling(graphs, name):
-    """Three iterations; after the first nothing compiles, though the learning rate changes."""
+    """Four iterations; nothing compiles in them, though the learning rate changes, and dynamo is not even asked."""
     args = small(**RUNS[name])
     args.total_timesteps = args.batch_size * 10
     slow = run(*built(args), 4, args)
     learner, iteration = built(args, fast=True)
-    assert graphs.frame_count == GRAPHS.get(name, 3)
+    assert graphs.frame_count == GRAPHS.get(name, 4)
+    asked = graphs.asked
     with torch.compiler.set_stance("fail_on_recompile"):
         fast = run(learner, iteration, 4, args)
-    assert graphs.frame_count == GRAPHS.get(name, 3)
+    assert graphs.frame_count == GRAPHS.get(name, 4) and graphs.asked == asked
     assert_same_run(args, fast, slow)
 
 
@@ -131,12 +153,37 @@ def test_a_recompile_would_be_seen(graphs):
     def step(x, rate):
         return x * rate
 
-    compiled = capture.compiled(step)
+    compiled = capture.Compiled(step)
     for rate in (0.5, 0.5, 0.25):
         compiled(torch.ones(3), rate)
     assert graphs.frame_count == 2
     with torch.compiler.set_stance("fail_on_recompile"), pytest.raises(RuntimeError, match="recompile"):
         compiled(torch.ones(4), 0.25)
+
+
+def test_known_shapes_go_straight_to_their_code(graphs):
+    """Shapes, strides and numbers, however deep in tuples and lists, decide which code that is."""
+
+    def total(offset, x, pairs):
+        return sum((y.sum() * rate for y, rate in pairs), x.sum() + offset) * len(x)
+
+    compiled, x, y = capture.Compiled(partial(total, 100.0)), torch.arange(12.0), torch.ones(12)
+    cases = [
+        (x, ((y, 1.0),)),
+        (x[:6], ((y, 1.0),)),
+        (x[::2], ((y, 1.0),)),
+        (x, ((y[::3], 1.0),)),
+        (x, ((y, 2.0),)),
+        (x, ((y, 1.0), (y[3:], 2.0))),
+        (x.view(3, 4), ((y, 1.0),)),
+    ]
+    for case in cases:
+        torch.testing.assert_close(compiled(*case), total(100.0, *case))
+    assert graphs.asked == graphs.frame_count == len(cases)
+    x, y = 3 * x.flip(0), y.cumsum(0)
+    for case in ((x, ((y, 2.0),)), (x[::2], [(y, 1.0)]), (x.view(3, 4), ((y, 1.0),)), (x, ((y, 1.0), (y[3:], 2.0)))):
+        torch.testing.assert_close(compiled(*case), total(100.0, *case))
+    assert graphs.asked == graphs.frame_count == len(cases)
 
 
 def test_two_runs_in_one_process_have_their_own_graphs(graphs):
@@ -146,7 +193,7 @@ def test_two_runs_in_one_process_have_their_own_graphs(graphs):
     pairs = [built(args, fast=True) for args in (first, second)]
     with torch.compiler.set_stance("fail_on_recompile"):
         fast = [run(*pair, 3, args) for pair, args in zip(pairs, (first, second), strict=True)]
-    assert graphs.frame_count == 6
+    assert graphs.frame_count == 8
     for args, a, b in zip((first, second), fast, slow, strict=True):
         assert_same_run(args, a, b)
     assert (fast[0][1] - fast[1][1]).abs().max() > 100 * TOLERANCE
@@ -200,7 +247,7 @@ def test_the_real_compiler():
     compiled = counters["stats"]["unique_graphs"]
     with torch.compiler.set_stance("fail_on_recompile"):
         fast = run(learner, iteration, 5, args)
-    assert compiled == counters["stats"]["unique_graphs"] == 3
+    assert compiled == counters["stats"]["unique_graphs"] == 4
     assert not counters["graph_break"]
     assert_same_run(args, fast, slow)
 
@@ -251,26 +298,33 @@ FIRST = {
 def rolled_out(args):
     """Learner, agent and the batch of a first rollout, from the program's own pieces."""
     envs, agent, learner = train.setup(args, CPU)
-    draw = torch.Generator().manual_seed(0)
-    obs = envs.reset(seed=0)[0]
+    draw, obs = torch.Generator().manual_seed(0), envs.reset(seed=0)[0].clone()
     noise = agent.head.draw_noise((args.num_steps, args.num_envs), draw), envs.draw_noise(args.num_steps)
     with torch.no_grad():
-        _, last, rows = train.collect(agent, envs, envs.state, obs, noise)
-        rollout = train.Rollout(*rows, torch.ones(args.num_steps, args.num_envs).bool())
-        value = agent.value(torch.cat([rollout.obs, last[None]]))
+        rollout = train.new_rollout(args, envs, agent)
+        train.collect(agent, envs, (*envs.state, obs), rollout[:-1], noise)
+        value = agent.value(torch.cat([rollout.obs, obs[None]]))
         return learner, agent, train.advantages(agent, args, rollout, value, None)[0]
 
 
-def updated(agent, args, learner, batch, index):
-    """One update of one process."""
-    return train.update(agent, args, learner, Ranks(CPU), train.gradient, train.step, batch, index)
+def minibatches(args, batch, seed=0):
+    """An epoch's, from the program's own pieces."""
+    order = torch.randperm(args.batch_size, generator=torch.Generator().manual_seed(seed))
+    shuffled = train.shuffled(args, None, batch, order)
+    return ppo.split(shuffled, ppo.minibatch_sizes(args.batch_size, args.num_minibatches))
+
+
+def updated(agent, args, learner, parts):
+    """One update of one process on a minibatch in parts."""
+    find = crew.in_turn(partial(train.gradient, agent, args))
+    return train.update(args, learner, Ranks(CPU), find, train.step, parts)
 
 
 def statistics(args, agent, learner, batch):
     shapes = {name: p.shape for name, p in agent.named_parameters()}
     parameters = train.networks.unflatten(learner.theta, shapes)
     log_prob, _, _ = functional_call(agent, parameters, (batch.obs, batch.action))
-    row = dict(zip(train.STATISTICS, train.loss(parameters, agent, args, batch, None)[1], strict=False))
+    row = dict(zip(train.STATISTICS, train.loss(parameters, agent, args, batch)[1], strict=False))
     return (log_prob - batch.log_prob).exp(), row
 
 
@@ -279,19 +333,40 @@ def test_the_first_minibatch_has_ratio_1(name):
     """Within 1e-6, in every row; KL 0 within 1e-7, and no row clipped. After an update all three have moved."""
     args = small(num_envs=64, num_steps=16, **FIRST[name])
     learner, agent, batch = rolled_out(args)
-    index = torch.randperm(args.batch_size, generator=torch.Generator().manual_seed(1))[:256]
-    minibatch = Batch(*(None if rows is None else rows[index] for rows in batch))
+    first, *others = minibatches(args, batch)
+    assert len(first.obs) == 256 and len(others) == 3
     with torch.no_grad():
-        ratio, row = statistics(args, agent, learner, minibatch)
-        assert (ratio - 1).abs().max() <= 1e-6
-        assert all(abs(row[kl].item()) < 1e-7 for kl in ("approx_kl", "old_approx_kl"))
-        assert row["clipfrac"].item() == 0.0
-        # The advantages of a minibatch have mean 0 once normalised, and so has the loss at ratio 1.
-        assert row["policy_loss"].item() == pytest.approx(0.0, abs=1e-6)
+        for minibatch in (first, *others):
+            ratio, row = statistics(args, agent, learner, minibatch)
+            assert (ratio - 1).abs().max() <= 1e-6
+            assert all(abs(row[kl].item()) < 1e-7 for kl in ("approx_kl", "old_approx_kl"))
+            assert row["clipfrac"].item() == 0.0
+            # Each minibatch's advantages have mean 0 once normalised, those of its rows alone, and so has the loss at
+            # ratio 1.
+            assert row["policy_loss"].item() == pytest.approx(0.0, abs=1e-6)
+            assert minibatch.advantage.std().item() == pytest.approx(1.0, abs=1e-5)
         for _ in range(20):
-            updated(agent, args, learner, batch, index)
-        ratio, row = statistics(args, agent, learner, minibatch)
+            updated(agent, args, learner, [first])
+        ratio, row = statistics(args, agent, learner, first)
     assert (ratio - 1).abs().max() > 1e-3 and row["approx_kl"].item() > 1e-6 and row["policy_loss"].item() < -1e-3
+
+
+@pytest.mark.parametrize("masked", [False, True])
+def test_an_update_in_parts_is_that_of_the_whole(masked):
+    """Of parts with unlike numbers of valid rows: gradient, statistics and so the parameters after it."""
+    args = small(num_envs=64, num_steps=16)
+    learner, agent, batch = rolled_out(args)
+    if masked:
+        batch = batch._replace(valid=torch.rand(args.batch_size, generator=torch.Generator().manual_seed(2)) < 0.5)
+    minibatch = minibatches(args, batch)[0]
+    found = []
+    with torch.no_grad():
+        for sizes in ([256], [128, 128], [1, 200, 55]):
+            own = type(learner)(*(x.clone() for x in learner))
+            row = updated(agent, args, own, ppo.split(minibatch, sizes))
+            found.append(torch.cat([own.moment1 / own.moment1.abs().max(), row]))
+    for other in found[1:]:
+        torch.testing.assert_close(other, found[0], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("flags", [{}, {"env_id": "Pendulum-v1"}, {"shared_backbone": True}], ids=str)
@@ -400,18 +475,19 @@ def test_early_stop(monkeypatch, gpu):
         own = type(learner)(*(x.clone() for x in learner))
         calls = []
 
-        def update(batch, index):
-            calls.append(len(index))
-            return updated(agent, changed, own, batch, index)
+        def update(parts):
+            calls.append([len(part.obs) for part in parts])
+            return updated(agent, changed, own, parts)
 
         with torch.no_grad():
-            means = train.learn(changed, update, batch, own, torch.Generator().manual_seed(0))
+            shuffle = partial(train.shuffled, changed, None)
+            means = train.learn(changed, shuffle, update, batch, own, torch.Generator().manual_seed(0))
         return own, means, calls
 
     limited, means, calls = learned(target_kl=1e-6)
     single, single_means, _ = learned(update_epochs=1)
     free, _, all_calls = learned()
-    assert len(calls) == (16 if gpu else 4) and len(all_calls) == 16
+    assert calls == [[256]] * (16 if gpu else 4) and all_calls == [[256]] * 16
     assert limited.step.item() == 4 and free.step.item() == 16
     for a, b in zip(limited[:4], single[:4], strict=True):
         assert torch.equal(a, b)
@@ -420,22 +496,30 @@ def test_early_stop(monkeypatch, gpu):
     assert torch.equal(generous.theta, free.theta)
 
 
+@pytest.mark.parametrize("parts", [1, 3])
 @pytest.mark.parametrize(("batch", "count"), [(130, 4), (64, 4), (7, 7), (5, 1)])
-def test_every_row_is_learned_from_once_an_epoch(batch, count):
-    args = small(num_envs=batch, num_steps=1, num_minibatches=count, update_epochs=3)
+def test_every_row_is_learned_from_once_an_epoch(batch, count, parts):
+    """Minibatches and their parts differ by one row at most; a row keeps its columns together."""
+    args = small(num_envs=batch, num_steps=1, num_minibatches=count, update_epochs=3, norm_adv=False)
     seen = []
 
-    def update(_, index):
-        seen.append(index)
+    def update(parts):
+        seen.append(parts)
         return torch.zeros(len(train.STATISTICS))
 
-    empty: Batch = Batch(*[torch.zeros(batch)] * 6, None)
-    train.learn(args, update, empty, ppo.new_learner(torch.zeros(1), 0.0), torch.Generator().manual_seed(0))
-    epochs = torch.cat(seen).view(3, batch)
+    rows = torch.arange(float(batch))
+    learner, draw = ppo.new_learner(torch.zeros(1), 0.0), torch.Generator().manual_seed(0)
+    shuffle = partial(train.shuffled, args, None)
+    train.learn(args, shuffle, update, Batch(*[rows] * 6, None), learner, draw, parts)
+    assert all(torch.equal(column, part.obs) for pieces in seen for part in pieces for column in part[:-1])
+    epochs = torch.cat([part.obs for pieces in seen for part in pieces]).view(3, batch)
     assert len(seen) == 3 * count
-    assert all(torch.equal(epoch.sort().values, torch.arange(batch)) for epoch in epochs)
+    assert all(torch.equal(epoch.sort().values, rows) for epoch in epochs)
     if batch > 5:
         assert not torch.equal(epochs[0], epochs[1])
+    sizes = [[len(part.obs) for part in pieces] for pieces in seen]
+    assert all(len(pieces) == parts and max(pieces) - min(pieces) <= 1 for pieces in sizes)
+    assert max(map(sum, sizes)) - min(map(sum, sizes)) <= 1
 
 
 def test_equal_seeds_give_equal_runs():

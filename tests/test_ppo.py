@@ -4,7 +4,7 @@
 
 import math
 import random
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -322,7 +322,7 @@ def test_clip_fraction():
     assert ppo.clip_fraction(ratio, 0.2).item() == pytest.approx(wanted, abs=1e-7)
 
 
-# Normalisation and explained variance.
+# Normalisation.
 
 
 @pytest.mark.parametrize("valid", masks(41), ids=["all", "masked"])
@@ -352,6 +352,138 @@ def test_equal_advantages_give_zeros(size, row):
         mixed[~valid] = 99.0
         assert not ppo.normalize_advantage(mixed, valid)[valid].any()
     assert not ppo.normalize_advantage(advantage, torch.zeros(size).bool()).isnan().any()
+
+
+# Minibatches that follow one another: even, uneven, of one row, all in one, and of both two rows and one.
+EPOCHS = [(64, 4), (130, 4), (7, 7), (41, 1), (11, 8)]
+NOBODY = "a minibatch without a valid row"
+
+
+def epoch(rows, count, masking):
+    """Advantages (B,) whose minibatches have unlike means and deviations, a mask or None, the minibatches' sizes."""
+    scale = 1 + torch.arange(float(rows)) / rows
+    advantage = 3 * scale * some(1, rows)[0] + 20 * scale
+    valid = None if masking == "all" else torch.arange(rows) % 3 != 1
+    sizes = list(ppo.minibatch_sizes(rows, count))
+    if masking == NOBODY:
+        valid[: sizes[0]] = False
+    return advantage, valid, sizes
+
+
+def one_by_one(advantage, valid, sizes):
+    """Each minibatch normalised by itself."""
+    masks = [None] * len(sizes) if valid is None else valid.split(sizes)
+    parts = zip(advantage.split(sizes), masks, strict=True)
+    return torch.cat([ppo.normalize_advantage(x, mask) for x, mask in parts])
+
+
+@pytest.mark.parametrize("masking", ["all", "masked", NOBODY])
+@pytest.mark.parametrize(("rows", "count"), EPOCHS)
+def test_normalising_an_epoch_is_normalising_each_minibatch(rows, count, masking):
+    advantage, valid, sizes = epoch(rows, count, masking)
+    normal = ppo.normalize_minibatches(advantage, count, valid)
+    keep = slice(None) if valid is None else valid
+    wanted = one_by_one(advantage, valid, sizes)
+    torch.testing.assert_close(normal[keep], wanted[keep], rtol=1e-5, atol=1e-5)
+    assert normal.shape == advantage.shape and normal.isfinite().all()
+    if count > 1 and (valid is None or valid.any()):  # and not of the whole
+        assert (normal - ppo.normalize_advantage(advantage, valid))[keep].abs().max() > 0.1
+    constant = torch.full_like(advantage, 1234.5678)
+    assert not ppo.normalize_minibatches(constant, count, valid)[keep].any()
+
+
+@pytest.mark.parametrize("masking", ["all", "masked", NOBODY])
+@pytest.mark.parametrize(("rows", "count"), EPOCHS)
+def test_normalising_over_two_processes_is_normalising_their_rows_together(rows, count, masking):
+    """Each has half of every minibatch. One message an epoch: the sums of all minibatches, (count, 3)."""
+    advantage, valid, _ = epoch(2 * rows, count, masking)
+    halves, masks = advantage.view(2, rows), [None] * 2 if valid is None else valid.view(2, rows)
+    own = ppo.minibatch_sizes(rows, count)
+    sent = []
+
+    def found(reduce):
+        return [ppo.normalize_minibatches(x, count, mask, reduce) for x, mask in zip(halves, masks, strict=True)]
+
+    def keep(sums):
+        sent.append(sums.clone())
+        return sums
+
+    found(keep)
+    assert [x.shape for x in sent] == [(count, 3)] * 2
+    normal = found(lambda sums: sums.copy_(sent[0] + sent[1]))
+
+    def together(x):
+        """(2, rows): minibatch after minibatch, each with both halves' rows."""
+        return torch.cat([part for pair in zip(*(half.split(own) for half in x), strict=True) for part in pair])
+
+    mask = None if valid is None else together(masks)
+    kept = slice(None) if mask is None else mask
+    wanted = one_by_one(together(halves), mask, [2 * size for size in own])
+    torch.testing.assert_close(together(normal)[kept], wanted[kept], rtol=1e-5, atol=1e-5)
+    assert all(x.isfinite().all() and x.dtype == torch.float32 for x in normal)
+
+
+def test_sums_of_minibatches():
+    """Count, sum and sum of squares over the last dimension; junk in rows that are not valid, infinite too, is none."""
+    x = torch.tensor([[1.0, 2.0, 3.0], [4.0, INF, 6.0]])
+    valid = torch.tensor([[True, True, True], [True, False, False]])
+    assert ppo.advantage_sums(x, valid).tolist() == [[3, 6, 14], [1, 4, 16]]
+    assert ppo.advantage_sums(x[0]).tolist() == [3, 6, 14] and ppo.advantage_sums(x[:1]).dtype == torch.float64
+
+
+# Minibatches cut into parts.
+
+
+class Columns(NamedTuple):
+    x: torch.Tensor
+    valid: torch.Tensor | None
+
+
+def test_split_gives_views_in_order():
+    whole = Columns(torch.arange(12.0).view(6, 2), None)
+    pieces = ppo.split(whole, (1, 3, 2))
+    assert [len(piece.x) for piece in pieces] == [1, 3, 2] and all(piece.valid is None for piece in pieces)
+    assert all(isinstance(piece, Columns) for piece in pieces)
+    assert torch.equal(torch.cat([piece.x for piece in pieces]), whole.x)
+    pieces[1].x.zero_()
+    assert not whole.x[1:4].any() and whole.x[4:].all()
+    masked = ppo.split(Columns(whole.x, torch.arange(6) < 2), [2, 4])
+    assert [piece.valid.sum().item() for piece in masked] == [2, 0]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("sizes", [[64], [32, 32], [1, 40, 23]])
+def test_a_mean_is_the_sum_of_shares_times_means(sizes, masked):
+    """In one process, and in two of which the other has another number of valid rows."""
+    x, other = some(2, 64)
+    valid, theirs = (torch.arange(64) % 3 != 1, torch.arange(64) < 20) if masked else (None, None)
+
+    def mean(parts, shares):
+        return sum(share * ppo.masked_mean(*part) for share, part in zip(shares, parts, strict=True))
+
+    parts = ppo.split(Columns(x, valid), sizes)
+    torch.testing.assert_close(mean(parts, ppo.shares(parts)), ppo.masked_mean(x, valid), rtol=1e-5, atol=1e-7)
+
+    def reduce(_):
+        return (valid.sum() + theirs.sum()).double()  # without a mask both have as many rows, and nobody needs to ask
+
+    two = (parts, ppo.split(Columns(other, theirs), sizes))
+    found = sum(mean(part, ppo.shares(part, 2, reduce)) for part in two)
+    both = torch.cat([x, other]), torch.cat([valid, theirs]) if masked else None
+    torch.testing.assert_close(found, ppo.masked_mean(*both), rtol=1e-5, atol=1e-7)
+
+
+def test_shares_are_numbers_or_tensors_and_never_nan():
+    x = torch.zeros(8)
+    assert ppo.shares(ppo.split(Columns(x, None), [5, 3])) == [5 / 8, 3 / 8]
+    assert ppo.shares(ppo.split(Columns(x, None), [5, 3]), 2) == [5 / 16, 3 / 16]
+    some_valid = ppo.shares(ppo.split(Columns(x, torch.arange(8) > 3), [5, 3]))
+    assert [share.item() for share in some_valid] == [0.25, 0.75] and some_valid[0].dtype == torch.float32
+    none_valid = ppo.shares(ppo.split(Columns(x, torch.zeros(8).bool()), [5, 3]))
+    assert [share.item() for share in none_valid] == [0.0, 0.0]
+
+
+# Explained variance, and masks.
 
 
 def test_explained_variance():

@@ -28,7 +28,7 @@ def counted_flops(args: train.Args) -> float:
         shapes = {name: parameter.shape for name, parameter in agent.named_parameters()}
         theta = networks.flatten_parameters(agent)
         for _ in range(args.update_epochs):
-            ppo.value_and_gradients(train.loss, networks.unflatten(theta, shapes), agent, args, batch, None)
+            ppo.value_and_gradients(train.loss, networks.unflatten(theta, shapes), agent, args, batch)
     return counter.get_total_flops() / rows
 
 

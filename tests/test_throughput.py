@@ -1,12 +1,15 @@
 """benchmarks.throughput: what is measured at which size, what is derived and what is written. Nothing is timed."""
 
 import json
+import os
 import subprocess
 import sys
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -116,6 +119,31 @@ def test_contenders_alternate(monkeypatch: pytest.MonkeyPatch) -> None:
     rates = iteration.alternate(contenders, 32, {"training": 4, "eager": 2}, point, CPU)
     assert order == ["training", "eager", "eager", "training", "training", "eager"]
     assert rates == {"training": [64.0] * 3, "eager": [64.0] * 3}
+
+
+def test_a_busy_process_runs_during_its_rounds_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    def children() -> int:
+        listed = Path(f"/proc/{os.getpid()}/task/{threading.get_native_id()}/children").read_text().split()
+        states = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in listed]
+        return sum(state == "R" for state in states)
+
+    before, seen = children(), {"training": set(), iteration.BUSY: set()}
+    contenders = {name: lambda name=name: seen[name].add(children() - before) for name in seen}
+    counts = dict.fromkeys(seen, 2)
+    iteration.alternate(contenders, 32, counts, Point(**TINY, busy=True), CPU)
+    assert seen == {"training": {0}, iteration.BUSY: {1}} and children() == before
+    rates = {"training": [300.0, 200.0, 500.0], iteration.BUSY: [100.0, 100.0, 100.0]}
+    assert throughput.derived(Point(**TINY), report(rates=rates))["lost_beside_busy"]["median"] == 3.0
+
+
+def test_envpool_is_measured_alone_too() -> None:
+    """The pool itself, with the program's environment around it; a step of either moves all environments on."""
+    point = Point(**TINY, backend="envpool", env_id="Pendulum-v1")
+    found = iteration.measure(point)
+    assert set(found["rates"]) == {"training", "environment", "environment in tensors"}
+    bare = iteration.bare_environment(point)
+    bare.reset()
+    assert bare.step(np.zeros((8, 1), np.float32))[0].shape == (8, 3)
 
 
 @pytest.mark.parametrize(("call_seconds", "calls"), [(0.001, 1000), (0.15, 7), (30.0, 1)])

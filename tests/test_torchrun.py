@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,7 @@ from victims import (
     whole_rows,
 )
 
-from ppo_fast import checkpoint, normalize, ppo, replay, session, train as program
+from ppo_fast import checkpoint, crew, normalize, ppo, replay, session, train as program
 from ppo_fast.distributed import Ranks
 
 Pair = tuple[Forge, Forge]
@@ -100,7 +101,8 @@ def rows(masked: bool) -> program.Batch:
 SEE_HALF = f"""
 import sys, torch
 from dataclasses import replace
-from ppo_fast import distributed, normalize
+from functools import partial
+from ppo_fast import crew, distributed, normalize, ppo
 sys.path.insert(0, {str(REPOSITORY / "tests")!r})
 from test_torchrun import ARGS, HALF, rows
 args = train.Args(**ARGS)
@@ -112,18 +114,21 @@ with distributed.init(torch.device("cpu")) as ranks:
     saved = {{}}
     for masked in (False, True):
         batch = train.Batch._make(x if x is None else x[part] for x in rows(masked))
-        found = []
+        found, find = [], crew.in_turn(partial(train.gradient, agent, share))
         def keep(args, learner, x):
-            found.append(x.clone())
+            found.append(x)
             return train.step(args, learner, x)
-        def update(batch, index):
-            return train.update(agent, share, learner, ranks, train.gradient, keep, batch, index)
+        def update(parts):
+            return train.update(share, learner, ranks, find, keep, parts)
         before = [x.clone() for x in learner]
-        update(batch, torch.arange(HALF))
-        saved[f"gradient {{masked}}"] = found[0]
-        for old, x in zip(learner, before):
-            old.copy_(x)
-        train.learn(share, update, batch, learner, torch.Generator().manual_seed(ranks.rank))
+        whole = train.shuffled(replace(share, num_minibatches=1), ranks.sum_, batch, torch.arange(HALF))
+        for sizes in ([HALF], [5, HALF - 5]):
+            update(ppo.split(whole, sizes))
+            for old, x in zip(learner, before):
+                old.copy_(x)
+        (saved[f"gradient {{masked}}"],), (saved[f"gradient in parts {{masked}}"],) = found
+        draw = torch.Generator().manual_seed(ranks.rank)
+        train.learn(share, partial(train.shuffled, share, ranks.sum_), update, batch, learner, draw)
         saved[f"theta {{masked}}"], saved[f"steps {{masked}}"] = learner.theta.clone(), learner.step.clone()
         for old, x in zip(learner, before):
             old.copy_(x)
@@ -150,13 +155,15 @@ def halves(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> list[dict[st
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_gradient_and_statistics_are_those_of_all_rows(halves: list[dict[str, torch.Tensor]], masked: bool) -> None:
-    first, second = (half[f"gradient {masked}"] for half in halves)
-    assert torch.equal(first, second)
-    args = program.Args(**ARGS)
+    args = program.Args(**{**ARGS, "num_minibatches": 1})
     _, agent, learner = program.setup(args, torch.device("cpu"))
     batch = program.Batch._make(x.double() if x is not None and x.is_floating_point() else x for x in rows(masked))
-    expected = program.gradient(agent.double(), args, learner.theta.double(), batch, torch.arange(ROWS), None)
-    torch.testing.assert_close(first.double(), expected, rtol=2e-5, atol=1e-6)
+    whole = program.shuffled(args, None, batch, torch.arange(ROWS))
+    expected = program.gradient(agent.double(), args, learner.theta.double(), whole, 1.0)
+    for name in (f"gradient {masked}", f"gradient in parts {masked}"):
+        first, second = (half[name] for half in halves)
+        assert torch.equal(first, second)
+        torch.testing.assert_close(first.double(), expected, rtol=2e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -164,14 +171,16 @@ def test_a_kl_stop_comes_when_that_of_all_rows_does(halves: list[dict[str, torch
     assert torch.equal(halves[0][f"theta {masked}"], halves[1][f"theta {masked}"])
     args = program.Args(**ARGS)
     _, agent, learner = program.setup(args, torch.device("cpu"))
+    find = crew.in_turn(partial(program.gradient, agent, args))
     draws, batch = [torch.Generator().manual_seed(rank) for rank in range(2)], rows(masked)
     for _ in range(args.update_epochs):
         parts = [torch.randperm(HALF, generator=draw).split(HALF // args.num_minibatches) for draw in draws]
-        for mine, other in zip(*parts, strict=True):
-            index = torch.cat([mine, other + HALF])
-            statistics = program.update(
-                agent, args, learner, Ranks(torch.device("cpu")), program.gradient, program.step, batch, index
-            )
+        # A minibatch of all rows is one of each process side by side.
+        order = torch.cat([torch.cat([mine, other + HALF]) for mine, other in zip(*parts, strict=True)])
+        whole = program.shuffled(args, None, batch, order)
+        for minibatch in ppo.split(whole, [ROWS // args.num_minibatches] * args.num_minibatches):
+            ranks = Ranks(torch.device("cpu"))
+            statistics = program.update(args, learner, ranks, find, program.step, [minibatch])
         assert args.target_kl is not None
         if statistics[program.STATISTICS.index("approx_kl")] > args.target_kl:
             break

@@ -294,16 +294,20 @@ def test_rows_count_every_environment_step(tmp_path: Path) -> None:
 
 
 def spy_on_updates(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], Any] = lambda batch: batch) -> list[Any]:
-    """What every update is called with, (learning rate, batch, index); `change` may alter the batch first."""
+    """What every update is called with, (learning rate, minibatch); `change` may alter the batch before an epoch."""
     calls: list[Any] = []
-    real: Any = program.update
+    update, shuffled = program.update, program.shuffled
 
-    def update(agent: Agent, args: Args, learner: Any, *rest: Any) -> Tensor:
-        *how, batch, index = rest
-        calls.append((float(learner.learning_rate), batch, index))
-        return real(agent, args, learner, *how, change(batch), index)
+    def watched(args: Args, learner: Any, *rest: Any) -> Tensor:
+        (minibatch,) = rest[-1]  # eagerly it has one part
+        calls.append((float(learner.learning_rate), minibatch))
+        return update(args, learner, *rest)
 
-    monkeypatch.setattr(program, "update", update)
+    def changed(args: Args, reduce: Any, batch: Any, order: Tensor) -> Any:
+        return shuffled(args, reduce, change(batch), order)
+
+    monkeypatch.setattr(program, "update", watched)
+    monkeypatch.setattr(program, "shuffled", changed)
     return calls
 
 
@@ -313,7 +317,7 @@ def test_the_learning_rate_falls_linearly(anneal: bool, tmp_path: Path, monkeypa
     rows, _, _ = run_here(tmp_path, anneal_lr=anneal, learning_rate=0.01, update_epochs=1, num_minibatches=1)
     expected = [0.01, 0.0075, 0.005, 0.0025] if anneal else [0.01] * 4
     assert [row["charts/learning_rate"] for row in rows] == pytest.approx(expected, rel=1e-7)
-    assert [rate for rate, _, _ in calls] == pytest.approx(expected, rel=1e-6)
+    assert [rate for rate, _ in calls] == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_learning_rate_of_0_leaves_the_first_weights(tmp_path: Path) -> None:
@@ -325,14 +329,17 @@ def test_a_learning_rate_of_0_leaves_the_first_weights(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("minibatches", [1, 3, 4, 7, 64])
 def test_an_epoch_takes_every_row_once(minibatches: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = spy_on_updates(monkeypatch)
+    def numbered(batch: Any) -> Any:
+        return batch._replace(returns=torch.arange(64.0))
+
+    calls = spy_on_updates(monkeypatch, numbered)
     run_here(tmp_path, num_minibatches=minibatches, total_timesteps=64, update_epochs=3)
-    indices = [index for _, _, index in calls]
-    assert len(indices) == 3 * minibatches
-    epochs = [torch.cat(indices[i : i + minibatches]) for i in range(0, len(indices), minibatches)]
-    assert all(torch.equal(epoch.sort().values, torch.arange(64)) for epoch in epochs)
+    taken = [minibatch.returns for _, minibatch in calls]
+    assert len(taken) == 3 * minibatches
+    epochs = [torch.cat(taken[i : i + minibatches]) for i in range(0, len(taken), minibatches)]
+    assert all(torch.equal(epoch.sort().values, torch.arange(64.0)) for epoch in epochs)
     assert not torch.equal(epochs[0], epochs[1])
-    sizes = [len(index) for index in indices]
+    sizes = [len(rows) for rows in taken]
     assert max(sizes) - min(sizes) <= 1
 
 
@@ -382,8 +389,8 @@ def test_junk_rows_enter_no_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     clean = run_here(tmp_path, JUNK)
     calls = spy_on_updates(monkeypatch, poison)
     poisoned = run_here(tmp_path, JUNK)
-    junk = sum(int((~batch.valid).sum()) for _, batch, _ in calls) / len(calls)
-    assert junk > 3, "no junk row came by"
+    junk = sum(int((~minibatch.valid).sum()) for _, minibatch in calls) / len(calls)
+    assert junk * JUNK.num_minibatches > 3, "no junk row came by"
     assert timeless(poisoned[0]) == timeless(clean[0])
     assert all(torch.equal(clean[1][name], x) for name, x in poisoned[1].items())
 

@@ -119,8 +119,9 @@ def test_a_wrong_coefficient_is_caught(flags: dict[str, Any]) -> None:
 
 
 def biased_normalization(advantage: Tensor, valid: Tensor | None, sums: Tensor | None) -> Tensor:
-    """Divides by N where the right one divides by N - 1."""
-    return (advantage - advantage.mean()) / (advantage.std(unbiased=False) + 1e-8)
+    """Divides by N where the right one divides by N - 1, in each minibatch (..., M)."""
+    deviation = advantage.std(-1, unbiased=False, keepdim=True)
+    return (advantage - advantage.mean(-1, keepdim=True)) / (deviation + 1e-8)
 
 
 def small_adam(learner: Any, gradient: Tensor, only_if_active: bool = False) -> None:

@@ -1,0 +1,105 @@
+"""The threads of a CPU, each at work on rows of its own with a function that itself uses one thread.
+
+    crew = Crew(device, compiled=True)
+    sizes = crew.sizes(rows, FEW_ROWS)
+    results = crew.side_by_side(function)([(part,) for part in x.split(sizes)])
+
+Sharing out every single operation instead, as OpenMP does, means dozens of barriers in an update. They cost more than
+a small operation takes, and where another process takes a core each of them waits for the scheduler, spinning. Here the
+threads meet once a function, and sleep while they wait.
+"""
+
+import threading
+import weakref
+from collections.abc import Callable, Iterable, Sequence
+from queue import SimpleQueue
+from typing import Any
+
+import torch
+from torch import Tensor
+
+# Fewer environments, or rows of a minibatch, than this are not worth a thread of their own (benchmarks/LOG.md).
+FEW_ENVS, FEW_ROWS = 64, 256
+
+
+class Crew:
+    """As many threads as torch has for one operation (`torch.get_num_threads()`); on a GPU, or uncompiled, one.
+
+    Uncompiled, `functional_call` lends parameters to a module, which two threads can't do at the same time. The sums
+    over rows depend on how many threads there are: equal runs need an equal number of them.
+
+    Attributes:
+        started: false until every function has compiled; until then they run one after the other.
+    """
+
+    def __init__(self, device: torch.device, compiled: bool) -> None:
+        self.threads = torch.get_num_threads() if compiled and device.type == "cpu" else 1
+        self.started = False
+        self._queues: list[tuple[SimpleQueue, SimpleQueue]] = []
+
+    def sizes(self, rows: int, few: int) -> list[int]:
+        """How to part so many rows: evenly, a part for each thread that gets at least `few`, or one."""
+        small, larger = divmod(rows, parts := max(1, min(self.threads, rows // few)))
+        return [small + 1] * larger + [small] * (parts - larger)
+
+    def side_by_side(self, function: Callable[..., Any]) -> Callable[[Sequence[tuple]], list]:
+        """Calls of a function, given as a sequence of their arguments, at the same time; results in order.
+
+        An exception in one of them is raised here once all are done.
+        """
+
+        def together(calls: Sequence[tuple]) -> list:
+            if len(calls) == 1 or not self.started:
+                return [function(*call) for call in calls]
+            while len(self._queues) < len(calls) - 1:
+                self._hire()
+            others = self._queues[: len(calls) - 1]
+            for (jobs, _), call in zip(others, calls[1:], strict=True):
+                jobs.put((function, call))
+            found = [_attempt(function, calls[0]), *(done.get() for _, done in others)]
+            for _, problem in found:
+                if problem is not None:
+                    raise problem
+            return [result for result, _ in found]
+
+        return together
+
+    def _hire(self) -> None:
+        """Start one more thread; it ends with this object."""
+        queues = SimpleQueue(), SimpleQueue()  # written in C: a future costs several times as much
+        thread = threading.Thread(target=_work, args=queues, name="crew", daemon=True)
+        thread.start()
+        weakref.finalize(self, _dismiss, thread, queues[0])
+        self._queues.append(queues)
+
+
+def in_turn(function: Callable[..., Any]) -> Callable[[Sequence[tuple]], list]:
+    """What `side_by_side` returns, for one thread: it may be compiled together with its caller."""
+    return lambda calls: [function(*call) for call in calls]
+
+
+def lanes(sizes: Sequence[int], dim: int, tensors: Iterable[Tensor]) -> list[tuple[Tensor, ...]]:
+    """Tensors cut along one dimension into pieces of these sizes: for each piece a tuple of views, in order."""
+    return list(zip(*(x.split(list(sizes), dim) for x in tensors), strict=True))
+
+
+def _attempt(function: Callable[..., Any], call: tuple) -> tuple[Any, BaseException | None]:
+    try:
+        return function(*call), None
+    except BaseException as problem:
+        return None, problem
+
+
+def _work(jobs: SimpleQueue, done: SimpleQueue) -> None:
+    """What a thread does: call by call, until there is None."""
+    torch.set_num_threads(1)
+    with torch.no_grad():  # both are a thread's own settings
+        while (job := jobs.get()) is not None:
+            done.put(_attempt(*job))
+            del job  # what it holds on to would live until the next one
+
+
+def _dismiss(thread: threading.Thread, jobs: SimpleQueue) -> None:
+    jobs.put(None)
+    if thread is not threading.current_thread():  # the garbage collector runs anywhere
+        thread.join()  # a thread that is there while the interpreter ends takes the process down with it
