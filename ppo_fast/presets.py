@@ -31,8 +31,15 @@ PRESETS: dict[str, dict[str, Any]] = {
     "Acrobot-v1": {**_NORMALIZED, **_PASSES, "num_steps": 128, "ent_coef": 0.001},
     # The first goals are chance; how many updates follow decides how good it gets (four passes: 12 lower).
     "MountainCar-v0": {**_NORMALIZED, **_PASSES, "num_steps": 64, "gae_lambda": 0.98, "ent_coef": 0.0},
-    # Discounts of 0.95 and 0.97 did better than 0.9. One seed in ten still stays with a poor swing.
-    "Pendulum-v1": {**_NORMALIZED, **_PASSES, "num_steps": 128, "gamma": 0.95, "ent_coef": 0.0},
+    # Discounts of 0.95 and 0.97 did better than 0.9. At twice the learning rate one seed in ten keeps a poor swing.
+    "Pendulum-v1": {
+        **_NORMALIZED,
+        **_PASSES,
+        "num_steps": 128,
+        "gamma": 0.95,
+        "learning_rate": 1e-3,
+        "ent_coef": 0.0,
+    },
     # The goal's 100 has to outweigh what 999 steps of pushing cost, so hardly any discount, and small rollouts that
     # learn from the first goal at once.
     "MountainCarContinuous-v0": {

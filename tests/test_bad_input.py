@@ -300,6 +300,8 @@ def with_tensor(name: str, value: torch.Tensor) -> Spoil:
 # A whole file with a right checksum that is no checkpoint of this program: what is done to a good one, what is said.
 CHECKPOINTS: dict[str, tuple[Spoil, str]] = {
     **{f"no {name}": (without(name), f"it has no {name}") for name in ("program", "flags", "progress", "ranks")},
+    "no format": (without("format"), "another version of ppo_fast wrote it"),
+    "another format": (lambda payload: payload.__setitem__("format", 1), "another version of ppo_fast wrote it"),
     "no process-wide generators": (lambda payload: payload["ranks"][0].pop("rng"), "it has no training state"),
     "empty": (lambda payload: payload.clear(), "it has no program"),
     "crash file": (lambda payload: payload.__setitem__("finding", "x"), "python -m ppo_fast.replay looks at it"),

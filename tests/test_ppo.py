@@ -365,7 +365,7 @@ def epoch(rows, count, masking):
     advantage = 3 * scale * some(1, rows)[0] + 20 * scale
     valid = None if masking == "all" else torch.arange(rows) % 3 != 1
     sizes = list(ppo.minibatch_sizes(rows, count))
-    if masking == NOBODY:
+    if valid is not None and masking == NOBODY:
         valid[: sizes[0]] = False
     return advantage, valid, sizes
 
