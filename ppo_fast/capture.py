@@ -19,7 +19,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._dynamo.eval_frame import _debug_get_cache_entry_list
 
 # Measured with 64 envs of CartPole on 2 CPU cores, cold cache (benchmarks/LOG.md): seconds to compile everything, and
 # the share of an eager iteration that compiling saves.
@@ -38,7 +37,6 @@ EAGER_ROWS = 1024
 
 # Rollout steps compiled as one graph on a CPU: more costs compile time in proportion and saves little (LOG.md).
 CHUNK = 8
-
 
 # What an iteration makes anew, by the beginning of its name, and what its first half changes besides.
 FROM_ROLLOUT = ("rollout.", "advantage")
@@ -180,6 +178,8 @@ class Compiled:
 
     def _codes(self) -> list[types.CodeType]:
         """What dynamo has made of this function."""
+        from torch._dynamo.eval_frame import _debug_get_cache_entry_list  # seconds that an eager run does not spend
+
         return [entry.code for entry in _debug_get_cache_entry_list(self._own.__code__)]
 
 

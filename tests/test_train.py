@@ -466,3 +466,16 @@ def test_a_trained_policy_does_equally_well_on_every_backend(tmp_path: Path) -> 
         returns = returns_of(backend, act, range(1), 50)
         error = float(reference.std()) / math.sqrt(len(returns))
         assert abs(float(returns.mean() - reference.mean())) <= 4 * error + 1, backend
+
+
+def test_a_run_that_is_not_compiled_does_not_load_the_compiler(tmp_path: Path) -> None:
+    """Its import takes longer than a default run's first thousand updates."""
+    code = """
+import sys
+from ppo_fast.train import Args, train
+train(Args(num_envs=4, num_steps=4, num_minibatches=1, total_timesteps=64, compile="off", quiet=True, run_root=sys.argv[1]))
+print("torch._dynamo" in sys.modules)
+"""
+    done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=150)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1] == "False"
