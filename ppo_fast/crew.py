@@ -35,7 +35,7 @@ class Crew:
     def __init__(self, device: torch.device, compiled: bool) -> None:
         self.threads = torch.get_num_threads() if compiled and device.type == "cpu" else 1
         self.started = False
-        self._queues: list[tuple[SimpleQueue, SimpleQueue]] = []
+        self._jobs: list[SimpleQueue] = []  # of each further thread
 
     def sizes(self, rows: int, few: int) -> list[int]:
         """How to part so many rows: evenly, a part for each thread that gets at least `few`, or one."""
@@ -49,14 +49,15 @@ class Crew:
         """
 
         def together(calls: Sequence[tuple]) -> list:
-            if len(calls) == 1 or not self.started:
+            if len(calls) <= 1 or not self.started:
                 return [function(*call) for call in calls]
-            while len(self._queues) < len(calls) - 1:
+            while len(self._jobs) < len(calls) - 1:
                 self._hire()
-            others = self._queues[: len(calls) - 1]
-            for (jobs, _), call in zip(others, calls[1:], strict=True):
-                jobs.put((function, call))
-            found = [_attempt(function, calls[0]), *(done.get() for _, done in others)]
+            # Answers go into queues of this call: one that is interrupted leaves nothing behind for the next.
+            answers = [SimpleQueue() for _ in calls[1:]]
+            for jobs, call, answer in zip(self._jobs, calls[1:], answers, strict=False):
+                jobs.put((function, call, answer))
+            found = [_attempt(function, calls[0]), *(answer.get() for answer in answers)]
             for _, problem in found:
                 if problem is not None:
                     raise problem
@@ -66,11 +67,11 @@ class Crew:
 
     def _hire(self) -> None:
         """Start one more thread; it ends with this object."""
-        queues = SimpleQueue(), SimpleQueue()  # written in C: a future costs several times as much
-        thread = threading.Thread(target=_work, args=queues, name="crew", daemon=True)
+        jobs: SimpleQueue = SimpleQueue()  # written in C: a future costs several times as much
+        thread = threading.Thread(target=_work, args=(jobs,), name="crew", daemon=True)
         thread.start()
-        weakref.finalize(self, _dismiss, thread, queues[0])
-        self._queues.append(queues)
+        weakref.finalize(self, _dismiss, thread, jobs)
+        self._jobs.append(jobs)
 
 
 def in_turn(function: Callable[..., Any]) -> Callable[[Sequence[tuple]], list]:
@@ -90,13 +91,14 @@ def _attempt(function: Callable[..., Any], call: tuple) -> tuple[Any, BaseExcept
         return None, problem
 
 
-def _work(jobs: SimpleQueue, done: SimpleQueue) -> None:
+def _work(jobs: SimpleQueue) -> None:
     """What a thread does: call by call, until there is None."""
     torch.set_num_threads(1)
     with torch.no_grad():  # both are a thread's own settings
         while (job := jobs.get()) is not None:
-            done.put(_attempt(*job))
-            del job  # what it holds on to would live until the next one
+            function, call, answer = job
+            answer.put(_attempt(function, call))
+            del job, function, call, answer  # what they hold on to would live until the next one
 
 
 def _dismiss(thread: threading.Thread, jobs: SimpleQueue) -> None:

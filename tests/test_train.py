@@ -473,7 +473,8 @@ def test_a_run_that_is_not_compiled_does_not_load_the_compiler(tmp_path: Path) -
     code = """
 import sys
 from ppo_fast.train import Args, train
-train(Args(num_envs=4, num_steps=4, num_minibatches=1, total_timesteps=64, compile="off", quiet=True, run_root=sys.argv[1]))
+sizes = {"num_envs": 4, "num_steps": 4, "num_minibatches": 1, "total_timesteps": 64}
+train(Args(**sizes, compile="off", quiet=True, run_root=sys.argv[1]))
 print("torch._dynamo" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=150)
