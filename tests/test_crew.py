@@ -7,6 +7,7 @@ import threading
 import time
 import weakref
 from collections.abc import Iterator
+from queue import SimpleQueue
 from typing import Any
 
 import pytest
@@ -203,13 +204,30 @@ def test_a_crew_may_be_let_go_of_by_one_of_its_threads() -> None:
         together = made.side_by_side(let_go)
         made._hire()
         # As `side_by_side` puts it, but the caller does not wait, and so does not hold on to the crew.
-        (jobs, _), *_ = made._queues
-        jobs.put((let_go, (1,)))
+        made._jobs[0].put((let_go, (1,), SimpleQueue()))
         reached.wait()
         held.append((made, together))
 
     call()
     wait_until(lambda: hired() == before, SOON)
+
+
+def test_an_interrupted_call_leaves_no_answer_for_the_next(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = Crew(torch.device("cpu"), True)
+    made.threads, made.started = 2, True
+    attempt, own = crew._attempt, threading.current_thread()
+
+    def interrupted(function: Any, call: tuple) -> Any:
+        if threading.current_thread() is own:
+            raise KeyboardInterrupt
+        return attempt(function, call)
+
+    together = made.side_by_side(lambda x: x)
+    monkeypatch.setattr(crew, "_attempt", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        together([("old 0",), ("old 1",)])
+    monkeypatch.setattr(crew, "_attempt", attempt)
+    assert together([("new 0",), ("new 1",)]) == ["new 0", "new 1"]
 
 
 INTERRUPTED = """
