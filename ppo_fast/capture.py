@@ -184,14 +184,14 @@ class Compiled:
 
 
 def _shapes(args: Iterable[Any]) -> tuple:
-    """What decides which code is called: shapes and strides of tensors, and numbers; not the objects besides."""
+    """What decides which code is called: tensors' layout and type, numbers, what is None; not the objects besides."""
     key: list[Any] = []
     for x in args:
         if isinstance(x, Tensor):
-            key.append((x.shape, x.stride()))
+            key.append((x.shape, x.stride(), x.dtype))
         elif isinstance(x, tuple | list):
             key.append(_shapes(x))
-        elif isinstance(x, float | int):
+        elif x is None or isinstance(x, float | int):
             key.append(x)
     return tuple(key)
 

@@ -161,27 +161,32 @@ def test_a_recompile_would_be_seen(graphs):
         compiled(torch.ones(4), 0.25)
 
 
-def test_known_shapes_go_straight_to_their_code(graphs):
-    """Shapes, strides and numbers, however deep in tuples and lists, decide which code that is."""
+def test_known_shapes_go_straight_to_their_code(graphs, monkeypatch):
+    """Shapes, strides, types, numbers and None, however deep in tuples and lists, decide which code that is."""
 
     def total(offset, x, pairs):
-        return sum((y.sum() * rate for y, rate in pairs), x.sum() + offset) * len(x)
+        terms = (1.5 if y is None else y.sum() * (2 if rate is None else rate) for y, rate in pairs)
+        return sum(terms, x.sum() + offset) * len(x)
 
     compiled, x, y = capture.Compiled(partial(total, 100.0)), torch.arange(12.0), torch.ones(12)
     cases = [
         (x, ((y, 1.0),)),
-        (x[:6], ((y, 1.0),)),
         (x[::2], ((y, 1.0),)),
         (x, ((y[::3], 1.0),)),
         (x, ((y, 2.0),)),
         (x, ((y, 1.0), (y[3:], 2.0))),
         (x.view(3, 4), ((y, 1.0),)),
+        (x.double(), ((y, 1.0),)),
+        (x, ((None, y),)),
+        (x, ((y, None),)),
     ]
+    monkeypatch.setattr("torch._dynamo.config.recompile_limit", len(cases))
     for case in cases:
         torch.testing.assert_close(compiled(*case), total(100.0, *case))
     assert graphs.asked == graphs.frame_count == len(cases)
     x, y = 3 * x.flip(0), y.cumsum(0)
-    for case in ((x, ((y, 2.0),)), (x[::2], [(y, 1.0)]), (x.view(3, 4), ((y, 1.0),)), (x, ((y, 1.0), (y[3:], 2.0)))):
+    again = ((x, ((y, 2.0),)), (x[::2], [(y, 1.0)]), (x.view(3, 4), ((y, 1.0),)), (x, ((y, 1.0), (y[3:], 2.0))))
+    for case in (*again, (x.double(), [(y, 1.0)]), (x, ((None, y),)), (x, ((y, None),))):
         torch.testing.assert_close(compiled(*case), total(100.0, *case))
     assert graphs.asked == graphs.frame_count == len(cases)
 
