@@ -16,6 +16,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+
 from benchmarks.peer_ppo_fast import our_args
 from benchmarks.work import Work
 
@@ -66,7 +68,7 @@ def measure(point: Point) -> dict[str, Any]:
         slow = train.make_iteration(args, *train.setup(args, device), False)
         contenders["eager"] = lambda: slow().tolist()
     elif point.backend != "tensor":
-        contenders |= environments_alone(point, envs)
+        contenders |= environments_alone(point, envs, lambda: iteration.state["rollout.action"])
     if point.busy:
         contenders[BUSY] = whole
     rates = alternate(contenders, args.batch_size, {"training": count}, point, device)
@@ -91,21 +93,28 @@ def measure(point: Point) -> dict[str, Any]:
     }
 
 
-def environments_alone(point: Point, envs: Any) -> dict[str, Callable[[], Any]]:
-    """T steps with random actions, drawn beforehand: of gymnasium's or envpool's own vector environment and of ours
-    around it."""
-    import torch
+def environments_alone(point: Point, envs: Any, actions: Callable[[], Any]) -> dict[str, Callable[[], Any]]:
+    """T steps with the actions that training has just taken, (T, N, ...): of gymnasium's or envpool's own vector
+    environment, and of ours around it.
 
-    bare = bare_environment(point)
+    The same actions, because the time that a step takes depends on them: a robot in contact with the ground, an
+    episode that ends and has to be reset.
+    """
+    from ppo_fast.envs.spaces import ActionDecoder
+
+    bare, decode = bare_environment(point), ActionDecoder(envs.envs.single_action_space, point.batch_size)
     bare.reset(**({} if point.backend == "envpool" else {"seed": point.seed}))  # envpool's is given when it is made
-    envs.action_space.seed(point.seed)
-    arrays = [envs.action_space.sample() for _ in range(point.num_steps)]
-    tensors = [torch.as_tensor(actions, device=envs.device) for actions in arrays]
     envs.reset(seed=point.seed)
-    return {
-        "environment": lambda: [bare.step(actions) for actions in arrays],
-        "environment in tensors": lambda: [envs.step(actions) for actions in tensors],
-    }
+
+    def alone() -> None:
+        for row in np.split(decode(actions().flatten(0, 1)), point.num_steps):
+            bare.step(row)
+
+    def in_tensors() -> None:
+        for row in actions():
+            envs.step(row)
+
+    return {"environment": alone, "environment in tensors": in_tensors}
 
 
 def bare_environment(point: Point) -> Any:

@@ -7,6 +7,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import torch
 
 from benchmarks import iteration, peers, throughput
 from benchmarks.iteration import Point
+from ppo_fast import envs as environments
 
 CPU = torch.device("cpu")
 ROOMY = 10**15
@@ -144,6 +146,26 @@ def test_envpool_is_measured_alone_too() -> None:
     bare = iteration.bare_environment(point)
     bare.reset()
     assert bare.step(np.zeros((8, 1), np.float32))[0].shape == (8, 3)
+
+
+def test_environments_alone_get_the_actions_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In order, within the bounds (here ±2), and those of the newest rollout."""
+    point, taken = Point(**TINY, backend="sync", env_id="Pendulum-v1"), {"bare": [], "ours": []}
+    envs = environments.make("Pendulum-v1", 8, backend="sync")
+    bare = SimpleNamespace(reset=lambda seed: None, step=lambda row: taken["bare"].append(row.copy()))
+    monkeypatch.setattr(iteration, "bare_environment", lambda point: bare)
+    monkeypatch.setattr(envs, "step", lambda row: taken["ours"].append(row.numpy().copy()))
+    actions = torch.linspace(-3, 3, point.batch_size).view(point.num_steps, 8, 1)
+    contenders = iteration.environments_alone(point, envs, lambda: actions)
+    for _ in range(2):
+        for rows in taken.values():
+            rows.clear()
+        for call in contenders.values():
+            call()
+        assert np.array_equal(taken["bare"], actions.clamp(-2, 2).numpy())
+        assert np.array_equal(taken["ours"], actions.numpy())
+        actions.neg_()
+    envs.close()
 
 
 @pytest.mark.parametrize(("call_seconds", "calls"), [(0.001, 1000), (0.15, 7), (30.0, 1)])
