@@ -24,10 +24,10 @@ from torch import Tensor
 # the share of an eager iteration that compiling saves.
 COMPILE_SECONDS = 45.0
 COMPILE_SAVES = 0.6
+COMPILING = "a minute or two the first time, seconds once it is in the cache"
 # What an eager iteration costs on such a machine, to predict a run: per policy-and-environment step, per minibatch, and
 # per GFLOP of products.
 SECONDS_PER_STEP, SECONDS_PER_MINIBATCH, SECONDS_PER_GFLOP = 2.5e-4, 7e-4, 1.5e-2
-
 
 # Relative error of one rounding, by `--precision`.
 ROUNDING = {"fp32": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-9}

@@ -21,6 +21,7 @@ import dataclasses
 import difflib
 import io
 import math
+import os
 import re
 import signal
 import sys
@@ -194,7 +195,8 @@ def parse(args_type: Callable[..., T], argv: Sequence[str] | None, description: 
     said = io.StringIO()
     try:
         with contextlib.redirect_stderr(said):
-            args: Any = tyro.cli(args_type, args=argv, description=description)
+            name = f"python -m {_module(args_type)}"
+            args: Any = tyro.cli(args_type, prog=name, args=argv, description=description)
     except SystemExit as stop:
         if stop.code:
             # tyro decides what is wrong; the wording is ours, and tyro's where it sees something that we do not.
@@ -278,7 +280,11 @@ def fail(text: str, status: int = 2) -> NoReturn:
 
 def program_of(args: Any) -> str:
     """The module that a program's flags come from, by its own name also where it runs as __main__."""
-    module = sys.modules[type(args).__module__]
+    return _module(type(args))
+
+
+def _module(args_type: type) -> str:
+    module = sys.modules[args_type.__module__]
     return module.__spec__.name if module.__spec__ else module.__name__
 
 
@@ -301,6 +307,9 @@ def run(program: Callable[..., Any], args_type: type, description: str | None, *
         fail(str(error), 3)
     except KeyboardInterrupt:
         fail("interrupted", 128 + signal.SIGINT)
+    except BrokenPipeError:  # the reader of a --help or a table has seen enough: `| head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes the rest at its end
+        raise SystemExit(141) from None
     if isinstance(result, Mapping) and "exit_status" in result:
         raise SystemExit(result["exit_status"])
 

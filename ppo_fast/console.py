@@ -62,8 +62,7 @@ class Console:
         silent: bool = False,
     ) -> None:
         self.total_steps = total_steps
-        self.quiet, self.silent = quiet or silent, silent
-        self.title = title
+        self.quiet, self.silent, self.title = quiet or silent, silent, title
         self._stream = sys.stdout if stream is None else stream
         self._live = self._screen = None
         if not self.quiet and _can_draw(self._stream):
@@ -101,8 +100,8 @@ class Console:
         elif not self.quiet:
             self._print(f"{name} ...")
 
-    def update(self, row: Mapping[str, Any], advice: Sequence[Advice] = ()) -> None:
-        """Show the newest row of metrics. Returns in about a microsecond when it isn't time to draw."""
+    def update(self, row: Mapping[str, Any], advice: Sequence[Advice] = (), draw: bool = True) -> None:
+        """Take in the newest row of metrics, and `draw` it where it is time to; else this takes a microsecond."""
         if "time/collect" in row:  # an older run's rows, which a resumed one goes on with, lack it
             elapsed = row["time/elapsed"] - self._row.get("time/elapsed", 0.0)
             took = (row["time/collect"], row["time/learn"], elapsed)
@@ -112,7 +111,7 @@ class Console:
         if episodic_return is not None and episodic_return == episodic_return:  # NaN: no episode ended
             self._episodes.append((episodic_return, _number(row.get("charts/episodic_length"))))
         now = time.perf_counter()
-        if now < self._next_draw or self.quiet:
+        if now < self._next_draw or self.quiet or not draw:
             return
         self._draw()
         self._next_draw = time.perf_counter() + self._interval
@@ -175,8 +174,7 @@ class Console:
             self._print(self._plain_line())  # the panel is gone: say where the run stood
 
     def _draw(self) -> None:
-        self._drawn = True
-        self._phase = "training"  # what rows come from
+        self._drawn, self._phase = True, "training"  # what rows come from
         if self._live is not None:
             self._refresh()
             return
@@ -367,6 +365,8 @@ def _summary_lines(result: Mapping[str, Any], folder: str | os.PathLike[str]) ->
         if mean is not None:
             over = f"  over {episodes} episodes" if episodes else ""
             lines.append(("evaluation", f"{kind:<9}{_show(mean, '.2f')} ± {_show(std, '.2f')}{over}"))
+    if "stopped" in result:
+        lines.append(("stopped", f"{result['stopped']}, at step {result.get('global_step', 0):,}; the run is saved"))
     if "sps" in result:
         lines.append(("speed", f"{_show(result['sps'], ',.0f')} steps/s, {result.get('global_step', 0):,} steps"))
     if seconds := result.get("seconds"):

@@ -23,6 +23,7 @@ PANELS = (
     ("entropy", "losses/entropy"),
 )
 FROM_ZERO = ("charts/SPS", "losses/value_loss", "losses/approx_kl", "losses/clipfrac", "losses/entropy")
+DECADES = 100  # between the largest and the smallest value loss, from which on its axis is logarithmic
 INK, RAW, TREND = "#333333", "#9ecae1", "#08519c"  # two blues that differ in lightness: no colour vision needed
 
 
@@ -68,11 +69,22 @@ def _draw_panel(axes: Any, title: str, column: str, rows: Sequence[Row]) -> None
     width = max(1, len(values) // 20)
     axes.plot(steps, values, color=RAW, linewidth=1.0, marker="o" if len(values) == 1 else "")
     axes.plot(steps, _moving_average(values, width), color=TREND, linewidth=1.6)
-    axes.xaxis.set_major_formatter(lambda value, _: _short_number(value))
-    axes.yaxis.set_major_formatter(lambda value, _: _short_number(value))
+    axes.xaxis.set_major_formatter(lambda value, _: short_number(value))
     axes.margins(x=0.01)
-    if column in FROM_ZERO and min(values) >= 0:
+    scale(axes, column, min(values), max(values))
+
+
+def scale(axes: Any, column: str, low: float, high: float) -> None:
+    """The vertical axis of a column with values from `low` to `high`: logarithmic for errors that fall by more than two
+    decades, from zero for what counts from there."""
+    if column == "losses/value_loss" and low > 0 and high / low > DECADES:
+        axes.set_yscale("log")
+        return
+    axes.yaxis.set_major_formatter(lambda value, _: short_number(value))
+    if column in FROM_ZERO and low >= 0:
         axes.set_ylim(bottom=0)
+    if column == "losses/explained_variance":  # far below 0 means no more than 0
+        axes.set_ylim(bottom=max(axes.get_ylim()[0], -1.0), top=1.05)
 
 
 def _is_finite(value: object) -> bool:
@@ -87,7 +99,7 @@ def _moving_average(values: Sequence[float], width: int) -> list[float]:
     return [(sums[stop] - sums[start]) / (stop - start) for start, stop in bounds]
 
 
-def _short_number(value: float) -> str:
+def short_number(value: float) -> str:
     """1500000 -> 1.5M, 0.0025 -> 0.0025: tick labels that fit a small panel."""
     for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
         if abs(value) >= limit:

@@ -61,7 +61,7 @@ RULES = (
         0.5,
         "warmed_up",
         "explained variance {value:.2f} (< {threshold:g}): the critic is not learning; raise --vf-coef or "
-        "--update-epochs, or try --no-shared-backbone",
+        "--update-epochs",
     ),
     Rule(
         "entropy",
@@ -175,11 +175,11 @@ class Health:
         return {f"health/{key}": int(key in self._active) for key in KEYS}
 
     def summary(self) -> list[Advice]:
-        """What is wrong at the end, and what was wrong in at least a quarter of all updates."""
+        """What is wrong at the end, and what was wrong in at least a quarter of all updates, unless those are few."""
         advice = list(self._active.values())
         for rule in RULES:
             share = self._held[rule.key] / max(1, self._updates)
-            if rule.key not in self._active and share >= LASTING:
+            if rule.key not in self._active and share >= LASTING and self._updates >= WINDOW:
                 sign = ">" if rule.bad == "above" else "<"
                 threshold = _threshold(rule, self.max_entropy)
                 name, action = rule.key.replace("_", " "), rule.text.rpartition("; ")[2]

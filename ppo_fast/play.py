@@ -127,12 +127,13 @@ def _frames(envs: Any, agent: Any, seed: int, max_steps: int) -> Iterator[np.nda
 
 
 def render_without_a_display() -> None:
-    """Let MuJoCo draw on a machine without a screen. Before the first environment is made: it looks only once.
+    """Let MuJoCo and pygame draw on a machine without a screen. Before the first environment is made: they look once.
 
-    The others draw into memory as they are. MUJOCO_GL wins where it is set.
+    Without a word pygame would look for a screen and a sound card, and complain. What is set already wins.
     """
     if sys.platform == "linux" and not (os.environ.get("DISPLAY") or os.environ.get("WAYLAND_DISPLAY")):
-        os.environ.setdefault("MUJOCO_GL", "egl")
+        for name, value in (("MUJOCO_GL", "egl"), ("SDL_VIDEODRIVER", "dummy"), ("SDL_AUDIODRIVER", "dummy")):
+            os.environ.setdefault(name, value)
 
 
 def _frame(envs: Any) -> np.ndarray:

@@ -16,9 +16,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal, NamedTuple
 
+import numpy as np
 import tyro
 
 from ppo_fast import cli, health, page, records
+from ppo_fast.curves import scale, short_number
 from ppo_fast.records import RunRecord
 
 Groups = Mapping[str, Sequence[RunRecord]]
@@ -32,19 +34,18 @@ class Panel(NamedTuple):
 
     title: str
     column: str
-    from_zero: bool = False
     key: str = ""  # of the health rule whose threshold is drawn
 
 
 PANELS = (
     Panel("episodic return", "charts/episodic_return"),
-    Panel("steps per second", "charts/SPS", True),
+    Panel("steps per second", "charts/SPS"),
     Panel("policy loss", "losses/policy_loss"),
-    Panel("value loss", "losses/value_loss", True),
-    Panel("approximate KL", "losses/approx_kl", True, "approx_kl"),
-    Panel("clip fraction", "losses/clipfrac", True, "clip_fraction"),
-    Panel("explained variance", "losses/explained_variance", False, "explained_variance"),
-    Panel("entropy", "losses/entropy", True),
+    Panel("value loss", "losses/value_loss"),
+    Panel("approximate KL", "losses/approx_kl", "approx_kl"),
+    Panel("clip fraction", "losses/clipfrac", "clip_fraction"),
+    Panel("explained variance", "losses/explained_variance", "explained_variance"),
+    Panel("entropy", "losses/entropy"),
 )
 
 
@@ -112,7 +113,8 @@ def _draw_group(axes: Any, index: int, runs: list[RunRecord], column: str, axis:
     mean, deviation = values.mean(0), values.std(0)
     axes.plot(*records.thinned((x, mean)), linewidth=1.8, marker=marker, **style)
     if len(raw) > 1:
-        axes.fill_between(x, mean - deviation, mean + deviation, color=colour, alpha=0.16, linewidth=0)
+        low, high = np.maximum(mean - deviation, values.min(0)), np.minimum(mean + deviation, values.max(0))
+        axes.fill_between(x, low, high, color=colour, alpha=0.16, linewidth=0)
     return [float(y) for line in [(x, mean), *smooth] for y in line[1]]
 
 
@@ -124,15 +126,8 @@ def line_style(index: int) -> dict[str, Any]:
 
 
 def _scale(axes: Any, panel: Panel, low: float, high: float) -> None:
-    """Logarithmic for errors that fall by more than two decades, from zero for what counts from there."""
-    if panel.column == "losses/value_loss" and low > 0 and high / low > 100:
-        axes.set_yscale("log")
-        return
-    axes.yaxis.set_major_formatter(lambda value, _: short_number(value))
-    if panel.from_zero and low >= 0:
-        axes.set_ylim(bottom=0)
-    if panel.key == "explained_variance":
-        axes.set_ylim(bottom=max(axes.get_ylim()[0], -1.0), top=1.05)  # far below 0 at the start means no more than 0
+    """The vertical axis, as in curves.png, with the threshold at which advice begins."""
+    scale(axes, panel.column, low, high)
     rule = next((rule for rule in health.RULES if rule.key == panel.key), None)
     if rule is not None and axes.get_ylim()[0] < rule.threshold < axes.get_ylim()[1]:
         axes.axhline(rule.threshold, color=page.FAINT, linewidth=0.9, linestyle=(0, (1, 2)))
@@ -171,7 +166,7 @@ def draw_figure(groups: Groups, axis: str, title: str) -> Any:
 def reading(groups: Groups) -> str:
     """How the lines are to be read."""
     several = any(len(runs) > 1 for runs in groups.values())
-    thick = "thick: the mean of the seeds, smoothed; band: one standard deviation; thin: each seed"
+    thick = "thick: the mean of the seeds, smoothed; band: one standard deviation, within the seeds; thin: each seed"
     return f"{thick if several else 'thick: smoothed; thin: as logged'}; dotted: where advice begins"
 
 
@@ -196,14 +191,6 @@ def svg_panels(groups: Groups, axis: str) -> str:
             figure.savefig(file, format="svg", metadata={"Date": None})
         pictures.append(page.themed(file.getvalue(), f"{panel.title} against {axis}"))
     return page.panels(pictures)
-
-
-def short_number(value: float) -> str:
-    """1500000 -> 1.5M, 0.0025 -> 0.0025: tick labels that fit a small panel."""
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= limit:
-            return f"{value / (1e3 if unit == 'k' else limit):.4g}{unit}"
-    return f"{value:.4g}"
 
 
 def _clipped(label: str, length: int) -> str:
@@ -329,11 +316,10 @@ def report(groups: Groups, title: str, first: str) -> str:
     names = {"steps": "over environment steps", "time": "over seconds of training"}
     parts = {names[axis]: svg_panels(groups, axis) for axis in (first, *(names.keys() - {first}))}
     legend = page.legend(list(groups)) if len(groups) > 1 else ""
-    good = "nothing to say: all diagnostics in their healthy ranges"
     findings = ""
     for label, runs in groups.items():
         findings += f"<p><b>{page.text(label)}</b></p>" if len(groups) > 1 else ""
-        findings += page.findings(advice(runs), good)
+        findings += page.findings(advice(runs), "no advice")
     sections = [
         ("Result", (tiles(*groups.values()) if len(groups) == 1 else "") + result_tables(groups)),
         ("Curves", legend + page.tabs("axis", parts) + f'<p class="faint">{page.text(reading(groups))}</p>'),

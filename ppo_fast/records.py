@@ -58,7 +58,8 @@ def find_runs(words: Sequence[str], root: Path) -> list[Path]:
             places = [Path(place) for place in sorted(glob.glob(word))]
         runs = [run for place in places for run in _runs_at(place)]
         if not runs:
-            raise ValueError(f"runs: no run folder (none with a {METRICS}) at {word}")
+            place = f"below {root}; name one, or set --run-root" if word == LATEST else f"at {word}"
+            raise ValueError(f"runs: no run folder (none with a {METRICS}) {place}")
         found += [run for run in runs if run not in found]
     return found
 

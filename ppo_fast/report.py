@@ -20,12 +20,14 @@ class Report:
     Args:
         console, run, health: as above; console and run are opened and closed by the program.
         facts: what config.json holds: flags, "backend_used", "parameters", "num_iterations", "batch_size",
-            "device_in_words", "execution".
+            "device_in_words", "execution", "program", "world_size".
     """
 
     def __init__(self, console: Any, run: Any, health: Any, facts: Mapping[str, Any]) -> None:
         self.console, self.run, self.health = console, run, health
-        iterations = f"{facts['num_iterations']:,} iterations of {facts['batch_size']:,} steps"
+        count, size = facts["num_iterations"], facts["batch_size"]
+        iterations = f"{count:,} iteration{'s' * (count > 1)} of {size:,} steps, {count * size:,} in all"
+        self.launch = f"{'python' if facts['world_size'] == 1 else 'torchrun ...'} -m {facts['program']}"
         console.start(
             [
                 f"environments  {facts['num_envs']} x {facts['env_id']}, backend {facts['backend_used']}",
@@ -52,8 +54,7 @@ class Report:
     def recall(self, rows: Sequence[Mapping[str, Any]]) -> None:
         """Take in the rows that a resumed run has already written, as if they had been logged here."""
         for row in rows:
-            advice = self.health.update(row)
-            self.console.update(row, advice)
+            self.console.update(row, self.health.update(row), draw=False)
 
     def say(self, lines: Sequence[str]) -> None:
         """Print lines of their own."""
@@ -63,4 +64,6 @@ class Report:
     def finish(self, result: Mapping[str, Any], speed: Sequence[str] = (), draw: Any = None) -> None:
         """Write the result and, with `draw`, the curves, and print the summary, with lines about its speed."""
         self.run.finish(result, draw)
-        self.console.summary(result, self.health.summary(), self.run.folder, measured=speed)
+        folder, advice = self.run.folder, self.health.summary()
+        commands = [f"{self.launch} --resume {folder}"] if "stopped" in result else []
+        self.console.summary(result, advice, folder, commands, speed)

@@ -26,7 +26,7 @@ CHANGEABLE = (
     *("save_interval", "keep_checkpoints", "max_runtime", "on_nan", "env_timeout", "env_restarts", "resume", "preset"),
 )
 # Flags of one process, which the next does not inherit.
-NOT_KEPT = ("max_runtime", "resume")
+NOT_KEPT = ("max_runtime", "resume", "quiet", "profile")
 # What a run's progress must hold, and of which types.
 PROGRESS = {
     **dict.fromkeys(("iteration", "global_step", "rollbacks"), (int,)),
@@ -112,10 +112,12 @@ def flags(args: Any, payload: Mapping[str, Any], run: Path, given: Collection[st
     return replace(args, **{**saved, **new})
 
 
-def lines(origin: Any, backend: str, world_size: int) -> list[str]:
-    """What to say of a run that goes on from `origin`, a `checkpoint.Resume`, in so many processes."""
+def lines(origin: Any, backend: str, world_size: int, num_iterations: int) -> list[str]:
+    """What to say of a run that goes on from `origin`, a `checkpoint.Resume`, in so many processes and iterations."""
     said = [f"warning: passed over {line}" for line in origin.skipped]
     said += [f"resumed       at step {origin.payload['progress']['global_step']:,} from {origin.path}"]
+    if origin.payload["progress"]["iteration"] >= num_iterations:
+        said += ["complete      nothing is left to train; a larger --total-timesteps goes on"]
     if backend != "tensor":
         said += ["episodes      begin anew: only tensor environments can be put back where they were"]
     elif len(origin.payload["ranks"]) != world_size:

@@ -8,12 +8,12 @@
             run.record(phases, METRICS)
         return run.finish(envs, agent, phases)
 
-This is the one module besides the programs that imports leaves: it ties the plumbing together, so that no program has
-to repeat it. The loop itself, and everything that computes, is the program's.
+Besides the programs this module alone imports leaves: the plumbing that they share. What computes is the program's.
 """
 
 import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -35,8 +35,7 @@ from ppo_fast.report import Report
 from ppo_fast.tracking import NoRun, Run, read_metrics
 
 MAX_RUNTIME_STATUS, FAULT_STATUS = 5, 6
-ROLLBACKS = 3
-FRAMES = 1000  # of a video at most
+ROLLBACKS, FRAMES = 3, 1000  # of a run, and of a video, at most
 SUMS = ("returns", "lengths", "episodes", "steps", "broken")  # the metrics that are summed over processes
 PROGRESS = tuple(name for name in resume.PROGRESS if name != "wandb_id")
 
@@ -79,6 +78,7 @@ def compare_paths(
     args: Any, setup: Callable, make_iteration: Callable, names: Sequence[str], device: torch.device
 ) -> dict[str, Any]:
     """`--verify`: the fast path beside the eager fp32 one, from equal state and noise; exit status 4 if they part."""
+    print(f"compiling {args.env_id} ({capture.COMPILING}); then {args.verify} updates of both paths", flush=True)
     ranks, exact = Ranks(device), replace(args, precision="fp32")
     fast = make_iteration(args, *setup(args, device), fast=True, ranks=ranks)
     eager = make_iteration(exact, *setup(exact, device), fast=False, ranks=ranks)
@@ -117,8 +117,13 @@ class Session:
         self.stop.at_once = True  # until the first iteration there is nothing to save
         return self
 
-    def __exit__(self, *error: Any) -> None:
-        self.stack.__exit__(*error)
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        early = isinstance(error, Stopped) and self.ranks.is_main and hasattr(self, "report")
+        if early:
+            self.report.say([f"stopped by {self.stop.name} before the first iteration: there was nothing to save"])
+        self.stack.__exit__(kind, error, trace)
+        if early and self.origin is None and not self.args.track:
+            shutil.rmtree(self.run.folder, ignore_errors=True)
 
     def share(self, args: Any) -> Any:
         """The flags of this process: its part of the environments, and a seed of its own.
@@ -136,8 +141,7 @@ class Session:
 
     def start(self, envs: Any, agent: Any) -> bool:
         """Open the run folder and the console and say what runs; returns whether to compile."""
-        args = self.args
-        self.agent = agent
+        args, self.agent = self.args, agent
         self.stack.callback(envs.close)
         parameters = sum(parameter.numel() for parameter in agent.parameters())
         if self.origin is not None and (wrong := resume.misfit(self.origin.payload["ranks"][0]["tensors"], agent)):
@@ -155,9 +159,10 @@ class Session:
         self.report = Report(console, self.run, Health(total, agent.head.max_entropy), self.facts)
         self.report.say(getattr(args, "notes", []))
         if self.origin is not None:
-            self.report.say(resume.lines(self.origin, envs.backend, self.ranks.world_size))
+            self.report.say(resume.lines(self.origin, envs.backend, self.ranks.world_size, args.num_iterations))
         self.watch.lap("startup")
         if fast:
+            self.report.say([f"compiling     {capture.COMPILING}"])
             console.phase("compiling")
         return fast
 
@@ -181,7 +186,7 @@ class Session:
             self._restore(phases, self.origin.payload)
         elif self.args.on_nan == "rollback" or self.ranks.world_size > 1:  # or torchrun may look for one soon
             self.save(phases)
-        self.began = time.perf_counter() - self.elapsed
+        self.began, self.began_at = time.perf_counter() - self.elapsed, self.iteration
         while self.iteration < self.args.num_iterations and not self.over:
             yield self.iteration
         self.save(phases)
@@ -277,8 +282,7 @@ class Session:
         if self.args.capture_video and before < quarter < 4 and self.ranks.is_main:
             self.film(f"step-{self.global_step}")
         if wishes[0]:
-            status = self.stop.exit_status or 143
-            self.over = {"stopped": self.stop.name or "SIGTERM", "exit_status": status}
+            self.over = {"stopped": self.stop.name or "SIGTERM", "exit_status": self.stop.exit_status or 143}
         elif wishes[1]:
             self.over = {"stopped": "max_runtime", "exit_status": MAX_RUNTIME_STATUS}
 
@@ -286,9 +290,8 @@ class Session:
         self.elapsed = time.perf_counter() - self.began
         self.first_seconds = self.first_seconds or self.elapsed
         row |= {"global_step": self.global_step, "charts/SPS": self.global_step / self.elapsed}
-        row["time/elapsed"] = self.elapsed
         if self.ranks.is_main:
-            self.report.log(row)
+            self.report.log(row | {"time/elapsed": self.elapsed})
 
     def _environment_fault(self, fault: EnvironmentFault, phases: Any) -> None:
         if self.ranks.world_size > 1:
@@ -330,9 +333,9 @@ class Session:
             return f"{own['finding']}; rank 0 says more"
         rank = next((rank for rank, report in enumerate(reports) if report["found"]), 0)
         finding = reports[rank]["payload"]["finding"] + (f" (rank {rank})" if len(reports) > 1 else "")
-        path = self.run.folder / f"crash-{self.global_step}.pt"
         try:
-            return f"{finding}; python -m ppo_fast.replay {checkpoint.write(path, reports[rank]['payload'])} shows more"
+            path = checkpoint.write(self.run.folder / f"crash-{self.global_step}.pt", reports[rank]["payload"])
+            return f"{finding}; python -m ppo_fast.replay {path} shows more"
         except OSError as error:
             return f"{finding}; no crash file was written ({error})"
 
@@ -342,11 +345,11 @@ class Session:
         result |= {"first_iteration_seconds": self.first_seconds, **self.over}
         if not self.ranks.is_main:
             return result
+        measured: list[str] = []
         try:
             checkpoint.save_policy(self.run.folder, agent.state_dict(), self.facts)
         except OSError as error:
             self.report.say([f"warning: no policy.safetensors was written ({error})"])
-        measured: list[str] = []
         try:
             self.stop.at_once = True  # all is saved
             if not self.over and not self.stop.requested:
@@ -372,8 +375,8 @@ class Session:
         if args.capture_video:
             self.film("greedy")
         self.watch.lap("eval")
-        # Other processes don't run the phases any more.
-        if self.ranks.world_size > 1 or not self.iteration:
+        # Other processes don't run the phases any more; a run that was complete already has no speed of its own.
+        if self.ranks.world_size > 1 or self.iteration == self.began_at:
             return []
         result["speed"] = speed.of_run(args, envs, agent, phases, result, self.watch.seconds)
         if args.profile:

@@ -14,6 +14,7 @@ from torch import Tensor
 
 # Products in a row before the clock is looked at, so that neither launches nor the clock count.
 BURST = 8
+LEAST_BURSTS = 3  # one alone may have waited for a processor that another process holds
 # Rows above this make a product no faster, only the measurement longer.
 MANY_ROWS = 65_536
 
@@ -75,19 +76,19 @@ def ceiling(
     threads = torch.get_num_threads()
     settings = ("highest", "medium") if device.type == "cpu" and dtype == torch.float32 else (before,)
     tries = [(setting, n) for setting in settings for n in sorted({1, threads} if device.type == "cpu" else {threads})]
-    results, times = [], []
+    results, times, copies = [], [], []
     try:
         for setting, n in tries:
             torch.set_float32_matmul_precision(setting)
             torch.set_num_threads(n)
-            times.append(_best(lambda: torch.mm(x, weight, out=out), device, seconds / (1 + len(tries))))
+            copies.append(_best(lambda: out.copy_(x), device, seconds / (2 * len(tries))))
+            times.append(_best(lambda: torch.mm(x, weight, out=out), device, seconds / (2 * len(tries))))
             results.append(out.clone())
     finally:
         torch.set_float32_matmul_precision(before)
         torch.set_num_threads(threads)
     same = [t for t, result in zip(times, results, strict=True) if _close(result, results[0])]
-    copy = _best(lambda: out.copy_(x), device, seconds / (1 + len(tries)))
-    return Ceiling(2.0 * rows * width * width / min(same), 2.0 * x.numel() * x.element_size() / copy)
+    return Ceiling(2.0 * rows * width * width / min(same), 2.0 * x.numel() * x.element_size() / min(copies))
 
 
 def measure(function: Callable[[], Any], steps: int, device: torch.device, seconds: float = 0.15) -> float:
@@ -193,19 +194,20 @@ def _now(device: torch.device) -> float:
 
 
 def _best(function: Callable[[], Any], device: torch.device, seconds: float) -> float:
-    """Least seconds a call, over bursts of BURST calls made for `seconds`; on a GPU a burst is a captured graph."""
+    """Least seconds a call, over LEAST_BURSTS of BURST calls or more, for `seconds`; on a GPU they are captured."""
     burst: Callable[[], Any] = lambda: [function() for _ in range(BURST)]  # noqa: E731
     burst()
     if device.type == "cuda":
         burst = _captured(burst)
     best, end = float("inf"), time.perf_counter() + seconds
-    while True:
+    for done in itertools.count(1):
         start = _now(device)
         burst()
         now = _now(device)
         best = min(best, (now - start) / BURST)
-        if now >= end:
-            return best
+        if now >= end and done >= LEAST_BURSTS:
+            break
+    return best
 
 
 def _captured(function: Callable[[], Any]) -> Callable[[], Any]:

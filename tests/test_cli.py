@@ -1,6 +1,7 @@
 """The command line: every spelling that works, and one line for everything that does not."""
 
 import math
+import subprocess
 import sys
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -119,6 +120,17 @@ def test_help_is_shown_on_stdout_with_status_0(capsys: pytest.CaptureFixture[str
     out, err = capsys.readouterr()
     assert not stop.value.code and err == ""
     assert "--num-envs" in out and "a bounded whole number" in out
+
+
+def test_help_names_the_command_and_its_reader_may_leave() -> None:
+    command = [sys.executable, "-m", "ppo_fast.train", "--help"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        assert process.stdout.readline().startswith("usage: python -m ppo_fast.train ")
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stderr is not None
+        process.stdout.close()  # as `| head` does once it has seen enough
+        assert process.stderr.read() == "" and process.wait() == 141
 
 
 @pytest.mark.parametrize(

@@ -206,6 +206,29 @@ def test_summary_of_a_run_that_ended_before_its_evaluation():
     assert stream.getvalue().splitlines() == ["", "speed       - steps/s, 5 steps", "health      no advice"]
 
 
+def test_summary_of_a_stop_says_where_and_that_it_is_saved():
+    stream, result = io.StringIO(), {"global_step": 8_863_744, "sps": 1000.0, "stopped": "SIGINT"}
+    Console(20_000_000, stream=stream).summary(result, (), "runs/x", ["python -m ppo_fast.train --resume runs/x"])
+    assert stream.getvalue().splitlines() == [
+        "",
+        "stopped     SIGINT, at step 8,863,744; the run is saved",
+        "speed       1,000 steps/s, 8,863,744 steps",
+        "run folder  runs/x",
+        "health      no advice",
+        "next        python -m ppo_fast.train --resume runs/x",
+    ]
+
+
+def test_rows_of_before_are_taken_in_without_a_line():
+    stream = io.StringIO()
+    voice = Console(1_000_000, stream=stream)
+    voice.update({**ROW, "charts/episodic_return": 100.0}, draw=False)
+    assert stream.getvalue() == ""
+    voice.update({**ROW, "charts/episodic_return": 300.0, "global_step": 300_000, "time/elapsed": 4.0})
+    (line,) = stream.getvalue().splitlines()
+    assert "step=300000" in line and "return=200.00" in line and "collect=38%" in line
+
+
 def test_quiet_says_warnings_and_one_line(capsys):
     stream = io.StringIO()
     voice = Console(1000, quiet=True, stream=stream)

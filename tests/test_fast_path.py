@@ -23,7 +23,7 @@ from torch._subclasses.fake_tensor import (
 from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ppo_fast import capture, crew, ppo, train
+from ppo_fast import capture, crew, ppo, session, train
 from ppo_fast.distributed import Ranks
 from ppo_fast.train import Args, Batch
 
@@ -533,3 +533,15 @@ def test_equal_seeds_give_equal_runs():
     first, same, different = (run(*built(a), 3, a)[1] for a in (args, args, other))
     assert torch.equal(first, same)
     assert not torch.equal(first[-1], different[-1])
+
+
+def test_verify_says_at_once_what_takes_so_long(graphs, capsys):
+    said = []
+
+    def compiles(args, envs, agent, learner, fast, ranks):
+        said.append(capsys.readouterr().out)
+        return train.make_iteration(args, envs, agent, learner, fast, ranks)
+
+    result = session.compare_paths(small(verify=3), train.setup, compiles, train.METRICS, CPU)
+    assert said[0] == f"compiling CartPole-v1 ({capture.COMPILING}); then 3 updates of both paths\n"
+    assert result == {"verified": True, "exit_status": 0} and "the two paths agree" in capsys.readouterr().out

@@ -175,6 +175,14 @@ def test_summary_tells_what_lasted_and_not_what_passed():
     assert health.summary() == []
 
 
+def test_summary_of_a_few_updates_claims_nothing_lasting():
+    health = Health(10_000, 0.7)
+    feed(health, [{"losses/clipfrac": 0.5}] * 4)
+    assert health.summary() == []
+    feed(health, [{"losses/clipfrac": 0.5}])
+    assert [advice.key for advice in health.summary()] == ["clip_fraction"]
+
+
 def test_summary_has_the_advice_of_the_end_once():
     health = Health(10_000, 0.7)
     feed(health, [{"losses/clipfrac": 0.5}] * 30)

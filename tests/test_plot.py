@@ -11,7 +11,7 @@ from html.parser import HTMLParser
 import pytest
 from test_records import config, write_run
 
-from ppo_fast import cli, health, page, plot as program, records
+from ppo_fast import cli, curves, health, page, plot as program, records
 from ppo_fast.plot import PANELS, Args, advice, draw_figure, plot
 from ppo_fast.train import Args as TrainArgs, train
 
@@ -90,6 +90,17 @@ def test_the_mean_is_the_mean(tmp_path):
     assert band[:, 1].max() == pytest.approx(27.0) and band[:, 1].min() == 0.0
 
 
+def test_the_band_stays_within_the_seeds(tmp_path):
+    for seed, slope in ((1, 1.0), (2, 1.0), (3, 10.0)):  # mean 4 and deviation 4.24: without a limit, -0.24 to 8.24
+        rows = [{"global_step": i, "losses/value_loss": slope * 10.0 ** (4 - i)} for i in range(9)]
+        write_run(tmp_path, f"run{seed}", rows, config(seed=seed))
+    figure = draw_figure(groups_of(tmp_path), "steps", "title")
+    axes = figure.axes[[panel.column for panel in PANELS].index("losses/value_loss")]
+    line = next(line for line in axes.lines if line.get_linewidth() == 0.8)  # the lowest seed, smoothed
+    band = axes.collections[0].get_paths()[0].vertices
+    assert axes.get_yscale() == "log" and band[:, 1].min() == pytest.approx(min(line.get_ydata()))
+
+
 def test_the_legend_covers_no_panel_and_no_label_another(real):
     """Boxes of all texts in the drawn figure: none overlaps, none reaches over the edge. Also for long labels."""
     runs = next(iter(groups_of(real).values()))
@@ -117,6 +128,16 @@ def test_errors_over_many_decades_get_a_logarithmic_axis(tmp_path):
     assert axes["losses/value_loss"].get_yscale() == "log"
     assert axes["losses/explained_variance"].get_ylim()[0] == -1.0
     assert axes["charts/episodic_return"].texts[0].get_text() == "not logged"
+
+
+def test_curves_at_the_end_of_a_run_have_the_same_axes(tmp_path, monkeypatch):
+    figures = []
+    monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path: figures.append(figure))
+    rows = [{"global_step": i, "losses/value_loss": 10.0 ** (4 - i), "losses/explained_variance": -9} for i in range(9)]
+    assert curves.plot_curves(tmp_path, rows)
+    axes = dict(zip([column for _, column in curves.PANELS], figures[0].axes, strict=True))
+    assert axes["losses/value_loss"].get_yscale() == "log"
+    assert axes["losses/explained_variance"].get_ylim()[0] == -1.0
 
 
 HALF = '{"global_step": 4, "charts/episodic_re'

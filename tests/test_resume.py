@@ -326,6 +326,22 @@ def test_a_run_that_was_made_longer_is_unfinished_again(tmp_path: Path, monkeypa
     assert [row["global_step"] for row in whole_rows(run)[0]] == [16 * (i + 1) for i in range(9)]
 
 
+def test_a_run_that_is_complete_says_so(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    first = train(tiny(tmp_path, eval_episodes=3, profile=True))
+    run = only_run(tmp_path)
+    rows, _ = whole_rows(run)
+    capsys.readouterr()
+    again = train(Args(resume=str(run)))
+    said = capsys.readouterr().out
+    assert "complete      nothing is left to train; a larger --total-timesteps goes on" in said
+    assert "step=16 " not in said and "first update" not in said  # neither an old row nor a speed of no iteration
+    assert whole_rows(run)[0] == rows and again["eval/mean_return"] == first["eval/mean_return"]
+    # Of the process before, not of the run: it was quiet and profiled.
+    assert "evaluation  greedy" in said and "profile" not in said
+    train(Args(resume=str(run), total_timesteps=16 * 9))
+    assert "complete      nothing" not in capsys.readouterr().out
+
+
 def test_going_back_and_being_killed_at_once_loses_no_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Resumed from an older checkpoint, the rows after it go; a later checkpoint must not be found any more then."""
     train(tiny(tmp_path, save_interval=1, keep_checkpoints=9))
@@ -360,7 +376,7 @@ def test_a_checkpoint_that_is_damaged_is_named_and_passed_over(
     run = only_run(tmp_path)
     damaged = checkpoint.latest(run / "checkpoints")[0]
     damaged.write_bytes(damaged.read_bytes()[:-100])
-    result = train(Args(resume=str(run)))
+    result = train(Args(resume=str(run), quiet=True))
     assert result["global_step"] == 96
     assert f"warning: passed over {damaged}: truncated" in capsys.readouterr().err
     assert [row["global_step"] for row in whole_rows(run)[0]] == [16 * (i + 1) for i in range(6)]

@@ -98,6 +98,9 @@ def stop_in_compilation(forge: Forge, root: Path, signum: signal.Signals, wait: 
     assert victim.status == STATUS[signum], victim.errors()
     if rows_of(root / "runs"):
         assert_saved(root / "runs", signum.name, STATUS[signum])
+    else:
+        assert says(victim, f"stopped by {signum.name} before the first iteration: there was nothing to save")
+        assert not list((root / "runs").iterdir())
     return seconds
 
 

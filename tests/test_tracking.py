@@ -454,7 +454,7 @@ def test_moving_average_against_a_plain_mean():
 
 def test_tick_labels_are_short_and_right():
     labels = {0.0025: "0.0025", 500.0: "500", 9000: "9000", 250_000: "250k", 1_500_000: "1.5M", -2e9: "-2G", 0: "0"}
-    assert {value: curves._short_number(value) for value in labels} == labels
+    assert {value: curves.short_number(value) for value in labels} == labels
 
 
 def test_importing_it_is_cheap():
