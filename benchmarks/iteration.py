@@ -12,6 +12,7 @@ import statistics
 import subprocess
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -63,15 +64,16 @@ def measure(point: Point) -> dict[str, Any]:
     flops = speed.flops_per_step(shapes, args.update_epochs)
     limit = speed.ceiling(device, args.batch_size // args.num_minibatches, max(args.hidden_sizes), 0.5)
     count = calls_for(whole, point.seconds, device)
-    contenders: dict[str, Callable[[], Any]] = {"training": whole}
+    contenders, counts = {"training": whole}, {"training": count}
     if point.against_eager:
         slow = train.make_iteration(args, *train.setup(args, device), False)
         contenders["eager"] = lambda: slow().tolist()
-    elif point.backend != "tensor":
-        contenders |= environments_alone(point, envs, lambda: iteration.state["rollout.action"])
-    if point.busy:
+    elif point.busy:
         contenders[BUSY] = whole
-    rates = alternate(contenders, args.batch_size, {"training": count}, point, device)
+    elif point.backend != "tensor":
+        contenders = beside_its_environment(point, envs, iteration)
+        counts = dict.fromkeys(contenders, count)
+    rates = alternate(contenders, args.batch_size, counts, point, device)
     phases = phase_seconds(iteration, count, device)
     rollout = sum(x.nbytes for name, x in iteration.state.items() if name.startswith("rollout."))
     envs.close()
@@ -93,32 +95,42 @@ def measure(point: Point) -> dict[str, Any]:
     }
 
 
-def environments_alone(point: Point, envs: Any, actions: Callable[[], Any]) -> dict[str, Callable[[], Any]]:
-    """T steps with the actions that training has just taken, (T, N, ...): of gymnasium's or envpool's own vector
-    environment, and of ours around it.
+def beside_its_environment(point: Point, envs: Any, iteration: Any) -> dict[str, Callable[[], Any]]:
+    """An iteration of training, and exactly the steps that it took once more: by gymnasium's or envpool's own vector
+    environment, and by ours around it. Each iteration has to be repeated once by each.
 
-    The same actions, because the time that a step takes depends on them: a robot in contact with the ground, an
-    episode that ends and has to be reset.
+    Equal seeds and equal actions lead to equal states, as long as no episode ends. They have to be: a robot in contact
+    with the ground costs twice as much as one in the air, an episode that ends has to be reset.
     """
+    from ppo_fast import envs as environments
     from ppo_fast.envs.spaces import ActionDecoder
 
-    bare, decode = bare_environment(point), ActionDecoder(envs.envs.single_action_space, point.batch_size)
-    bare.reset(**({} if point.backend == "envpool" else {"seed": point.seed}))  # envpool's is given when it is made
-    envs.reset(seed=point.seed)
+    bare = bare_environment(point, envs.spread(point.seed))
+    ours = environments.make(point.env_id, point.num_envs, envs.device, point.backend)
+    ours.reset(seed=point.seed)
+    iteration.restart(point.seed)
+    decode = ActionDecoder(envs.envs.single_action_space, point.batch_size)
+    to_repeat: dict[str, deque] = {"bare": deque(), "ours": deque()}
+
+    def training() -> None:
+        iteration().tolist()
+        actions = iteration.state["rollout.action"].clone()
+        to_repeat["ours"].append(actions.unbind())
+        to_repeat["bare"].append(np.split(decode(actions.flatten(0, 1)), point.num_steps))
 
     def alone() -> None:
-        for row in np.split(decode(actions().flatten(0, 1)), point.num_steps):
+        for row in to_repeat["bare"].popleft():
             bare.step(row)
 
     def in_tensors() -> None:
-        for row in actions():
-            envs.step(row)
+        for row in to_repeat["ours"].popleft():
+            ours.step(row)
 
-    return {"environment": alone, "environment in tensors": in_tensors}
+    return {"training": training, "environment": alone, "environment in tensors": in_tensors}
 
 
-def bare_environment(point: Point) -> Any:
-    """The vector environment as its own package makes it, with as many threads as there are cores."""
+def bare_environment(point: Point, seeds: Any) -> Any:
+    """The vector environment as its own package makes it, reset, with as many threads as there are cores."""
     if point.backend == "envpool":
         import warnings
 
@@ -127,23 +139,28 @@ def bare_environment(point: Point) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of gymnasium, about rounded bounds
             threads = {"num_threads": min(point.num_envs, len(os.sched_getaffinity(0)))}
-            pool = envpool.make_gymnasium(point.env_id, num_envs=point.num_envs, seed=point.seed, **threads)
+            pool = envpool.make_gymnasium(point.env_id, num_envs=point.num_envs, seed=seeds, **threads)
             _ = pool.observation_space  # made when it is first looked at
+        pool.reset()
         return pool
     import gymnasium
 
     mode = {"entry_point": "vector_entry_point"}.get(point.backend, point.backend)
-    return gymnasium.make_vec(point.env_id, point.num_envs, vectorization_mode=mode)
+    envs = gymnasium.make_vec(point.env_id, point.num_envs, vectorization_mode=mode)
+    envs.reset(seed=seeds)
+    return envs
 
 
 def alternate(
     contenders: dict[str, Callable[[], Any]], batch_size: int, counts: dict[str, int], point: Point, device: Any
 ) -> dict[str, list[float]]:
-    """SPS of each contender in each of `rounds` rounds, all of them measured in every round, in alternating order."""
+    """SPS of each contender in each of `rounds` rounds, all of them measured in every round, in alternating order,
+    unless one of them repeats what another did before."""
+    turns = "environment" not in contenders
     counts = {name: counts.get(name) or calls_for(call, point.seconds, device) for name, call in contenders.items()}
     rates: dict[str, list[float]] = {name: [] for name in contenders}
     for index in range(point.rounds):
-        for name in list(contenders)[:: 1 if index % 2 == 0 else -1]:
+        for name in list(contenders)[:: -1 if turns and index % 2 else 1]:
             with busy_process() if name == BUSY else contextlib.nullcontext():
                 seconds = timed(contenders[name], counts[name], device)
             rates[name].append(counts[name] * batch_size / seconds)

@@ -100,18 +100,18 @@ def record(envs: Any, agent: Any, seed: int, path: Path, max_steps: int = 10_000
         from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
     except ImportError as problem:
         raise ValueError('--capture-video: needs moviepy: pip install "ppo_fast[video]"') from problem
-    fps, unfinished = int(envs.metadata.get("render_fps") or 30), path.with_name(f".{path.name}.part.mp4")
+    fps, part = int(envs.metadata.get("render_fps") or 30), path.with_name(f".{path.name}.part.mp4")
     frames = _frames(envs, agent, seed, max_steps)
     try:
         first = next(frames)
         # The index first, so that a browser starts to play before it has all of the file.
         flags = ["-movflags", "+faststart"]
-        with FFMPEG_VideoWriter(str(unfinished), first.shape[1::-1], fps, ffmpeg_params=flags) as writer:
+        with FFMPEG_VideoWriter(str(part), first.shape[1::-1], fps, ffmpeg_params=flags) as writer:
             for frame in chain([first], frames):
                 writer.write_frame(frame)
-        unfinished.replace(path)
+        part.replace(path)
     finally:
-        unfinished.unlink(missing_ok=True)
+        part.unlink(missing_ok=True)
         envs.close()
     return path
 

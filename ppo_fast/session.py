@@ -25,6 +25,7 @@ from typing import Any, Self
 import torch
 
 from ppo_fast import capture, checkpoint, crash, curves, play, presets, profiling, randomness, resume, speed, verify
+from ppo_fast.camera import Camera
 from ppo_fast.cli import program_of
 from ppo_fast.console import Console
 from ppo_fast.distributed import Ranks
@@ -157,6 +158,7 @@ class Session:
         self.console = self.stack.enter_context(console)
         self.run = self.stack.enter_context(self._open_run())
         self.report = Report(console, self.run, Health(total, agent.head.max_entropy), self.facts)
+        self.camera = self.stack.enter_context(Camera(play.record, console.message))
         self.report.say(getattr(args, "notes", []))
         if self.origin is not None:
             self.report.say(resume.lines(self.origin, envs.backend, self.ranks.world_size, args.num_iterations))
@@ -367,13 +369,14 @@ class Session:
     def _look_back(self, result: dict[str, Any], envs: Any, agent: Any, phases: Any) -> list[str]:
         """Evaluate, film and measure into `result`; returns lines about the speed."""
         args, device = self.args, self.ranks.device
+        if args.capture_video:
+            self.film("greedy")
         if args.eval_episodes:
             self.console.phase("evaluating")
             backend = "sync" if envs.backend == "async" else envs.backend  # not a process for each of 100 episodes
             fresh = make(args.env_id, args.eval_episodes, device, backend)
             result |= capture.eager(play.evaluate, one_thread=True)(fresh, agent, args.seed)
-        if args.capture_video:
-            self.film("greedy")
+        self.camera.wait()
         self.watch.lap("eval")
         # Other processes don't run the phases any more; a run that was complete already has no speed of its own.
         if self.ranks.world_size > 1 or self.iteration == self.began_at:
@@ -384,15 +387,12 @@ class Session:
         return speed.lines(result["speed"])
 
     def film(self, name: str) -> None:
-        """Record a greedy episode as videos/<name>.mp4 and show it in W&B."""
-        path = self.run.subfolder("videos") / f"{name}.mp4"
-        try:
-            backend = "sync" if "sync" in available_backends(self.args.env_id) else self.args.backend
-            filmed = make(self.args.env_id, 1, self.ranks.device, backend, render_mode="rgb_array")
-            play.record(filmed, self.agent, self.args.seed, path, FRAMES)
-        except ValueError as problem:  # nothing to see is no reason to lose a run
-            return self.report.say([f"warning: no video: {problem}"])
-        self.run.log_video(path, self.global_step)
+        """Begin to record a greedy episode as videos/<name>.mp4, which W&B shows once it is there."""
+        args, path = self.args, self.run.subfolder("videos") / f"{name}.mp4"
+        backend = "sync" if "sync" in available_backends(args.env_id) else args.backend
+        made = partial(make, args.env_id, 1, "cpu", backend, render_mode="rgb_array")
+        done = partial(self.run.log_video, path, self.global_step)
+        self.camera.film(done, made, self.agent, args.seed, path, FRAMES)
 
 
 def _is_shared(name: str) -> bool:

@@ -45,7 +45,7 @@ def test_a_dict_of_observations_is_flattened():
     obs, _ = env.reset(seed=4)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        raw = envpool.make_gymnasium("CartpoleBalance-v1", num_envs=2, seed=env._spread(4))
+        raw = envpool.make_gymnasium("CartpoleBalance-v1", num_envs=2, seed=env.spread(4))
         wanted, _ = raw.reset()
     assert set(wanted) == {"position", "velocity"} and env.single_observation_space.shape == (5,)
     for step in range(1, 8):

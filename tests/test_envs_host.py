@@ -196,7 +196,7 @@ def test_exactly_the_single_environments(env_id, backend):
     n = 3
     env: Any = make(env_id, n, "cpu", backend, max_episode_steps=12)
     obs, _ = env.reset(seed=9)
-    seeds = env._spread(9)
+    seeds = env.spread(9)
     singles = [gymnasium.make(env_id, max_episode_steps=12) for _ in range(n)]
     resets = [single.reset(seed=seed) for single, seed in zip(singles, seeds, strict=True)]
     current = [(row, info.get("action_mask")) for row, info in resets]
@@ -468,7 +468,7 @@ def test_a_missing_autoreset_mode_warns():
 
 def test_neighbouring_seeds_share_no_environment():
     env: Any = make("CartPole-v1", 16, "cpu", "sync")
-    seeds = [set(env._spread(seed)) for seed in range(20)]
+    seeds = [set(env.spread(seed)) for seed in range(20)]
     assert len(set.union(*seeds)) == 20 * 16
     with pytest.raises(ValueError, match="--seed"):
         env.reset(seed=-1)

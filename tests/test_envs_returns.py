@@ -101,7 +101,7 @@ def test_all_modes_of_gymnasiums_vectors_agree(mode, vectorization):
     options = {"autoreset_mode": mode}
     vector = gymnasium.make_vec("CartPole-v1", 3, vectorization, vector_kwargs=options, max_episode_steps=40)
     env: Any = Remembers(vector, "cpu", vectorization)
-    seeds, seen = env._spread(3), episodes(env, balance)
+    seeds, seen = env.spread(3), episodes(env, balance)
     for i in range(3):
         mine, single = [row[1:] for row in seen if row[0] == i], gymnasium.make("CartPole-v1", max_episode_steps=40)
         obs, _ = single.reset(seed=seeds[i])

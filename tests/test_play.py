@@ -45,7 +45,7 @@ def test_the_first_episode_of_every_environment():
     env = make("CartPole-v1", 12, "cpu", "sync")
     episodes = play(env, rule, seed=5)
     returns, lengths = [], []
-    for seed in env._spread(5):  # pyright: ignore[reportAttributeAccessIssue]
+    for seed in env.spread(5):  # pyright: ignore[reportAttributeAccessIssue]
         single = gymnasium.make("CartPole-v1")
         obs, total, steps, ended = single.reset(seed=seed)[0], 0.0, 0, False
         while not ended:

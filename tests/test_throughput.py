@@ -1,5 +1,6 @@
 """benchmarks.throughput: what is measured at which size, what is derived and what is written. Nothing is timed."""
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -7,7 +8,6 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,8 @@ import torch
 
 from benchmarks import iteration, peers, throughput
 from benchmarks.iteration import Point
-from ppo_fast import envs as environments
+from benchmarks.peer_ppo_fast import our_args
+from ppo_fast import envs as environments, train
 
 CPU = torch.device("cpu")
 ROOMY = 10**15
@@ -143,29 +144,36 @@ def test_envpool_is_measured_alone_too() -> None:
     point = Point(**TINY, backend="envpool", env_id="Pendulum-v1")
     found = iteration.measure(point)
     assert set(found["rates"]) == {"training", "environment", "environment in tensors"}
-    bare = iteration.bare_environment(point)
-    bare.reset()
+    bare = iteration.bare_environment(point, 1)
     assert bare.step(np.zeros((8, 1), np.float32))[0].shape == (8, 3)
 
 
-def test_environments_alone_get_the_actions_of_training(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In order, within the bounds (here ±2), and those of the newest rollout."""
-    point, taken = Point(**TINY, backend="sync", env_id="Pendulum-v1"), {"bare": [], "ours": []}
-    envs = environments.make("Pendulum-v1", 8, backend="sync")
-    bare = SimpleNamespace(reset=lambda seed: None, step=lambda row: taken["bare"].append(row.copy()))
-    monkeypatch.setattr(iteration, "bare_environment", lambda point: bare)
-    monkeypatch.setattr(envs, "step", lambda row: taken["ours"].append(row.numpy().copy()))
-    actions = torch.linspace(-3, 3, point.batch_size).view(point.num_steps, 8, 1)
-    contenders = iteration.environments_alone(point, envs, lambda: actions)
-    for _ in range(2):
-        for rows in taken.values():
-            rows.clear()
+@pytest.mark.parametrize(("backend", "env_id"), [("envpool", "Pendulum-v1"), ("sync", "Pendulum-v1")])
+def test_environments_alone_repeat_the_steps_of_training(
+    monkeypatch: pytest.MonkeyPatch, backend: str, env_id: str
+) -> None:
+    """Bare and in tensors they end in the very state that training is in: same seeds, same actions, clipped to ±2."""
+    point = Point(**TINY, backend=backend, env_id=env_id)
+    args = dataclasses.replace(our_args(point, ""), env_id=env_id, backend=backend, compile="off", log_std_init=2.0)
+    envs, agent, learner = train.setup(args, CPU)
+    path = train.make_iteration(args, envs, agent, learner, False)
+    path()  # it may have been anywhere before
+    seen: dict[str, Any] = {}
+    for name in ("bare_environment", "make"):
+        module: Any = iteration if name == "bare_environment" else environments
+        made = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *a, name=name, made=made: seen.setdefault(name, made(*a)))
+    contenders = iteration.beside_its_environment(point, envs, path)
+    assert list(contenders) == ["training", "environment", "environment in tensors"]
+    for calls in (1, 3):
         for call in contenders.values():
-            call()
-        assert np.array_equal(taken["bare"], actions.clamp(-2, 2).numpy())
-        assert np.array_equal(taken["ours"], actions.numpy())
-        actions.neg_()
-    envs.close()
+            for _ in range(calls):
+                call()
+    still = torch.zeros(8, 1)
+    there = envs.step(still)[0]
+    assert path.state["rollout.action"].abs().max() > 2
+    assert torch.equal(seen["make"].step(still)[0], there)
+    np.testing.assert_allclose(seen["bare_environment"].step(still.numpy())[0], there.numpy(), atol=1e-6)
 
 
 @pytest.mark.parametrize(("call_seconds", "calls"), [(0.001, 1000), (0.15, 7), (30.0, 1)])

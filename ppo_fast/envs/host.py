@@ -183,12 +183,12 @@ class HostVectorEnv(VectorEnv):
 
     def _begin(self, seed: int | None, options: dict[str, Any] | None) -> torch.Tensor:
         """Start new episodes: the observations (N, *S)."""
-        obs, info = self.envs.reset(seed=self._spread(seed), options=None if options is None else dict(options))
+        obs, info = self.envs.reset(seed=self.spread(seed), options=None if options is None else dict(options))
         mask = True if options is None else options.get("reset_mask", True)
         self._ended &= ~np.asarray(mask, dtype=bool)
         return self._send(self._encode(obs, info))
 
-    def _spread(self, seed: int | None) -> Any:
+    def spread(self, seed: int | None) -> Any:
         """Per-environment seeds. With Gymnasium's seed, seed + 1, ... neighbouring seeds would share most episodes."""
         if seed is not None and seed < 0:
             raise ValueError(f"--seed: must be 0 or more, got {seed}")
