@@ -64,7 +64,8 @@ def measure(point: Point) -> dict[str, Any]:
     flops = speed.flops_per_step(shapes, args.update_epochs)
     limit = speed.ceiling(device, args.batch_size // args.num_minibatches, max(args.hidden_sizes), 0.5)
     count = calls_for(whole, point.seconds, device)
-    contenders, counts = {"training": whole}, {"training": count}
+    contenders: dict[str, Callable[[], Any]] = {"training": whole}
+    counts = {"training": count}
     if point.against_eager:
         slow = train.make_iteration(args, *train.setup(args, device), False)
         contenders["eager"] = lambda: slow().tolist()

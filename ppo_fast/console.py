@@ -2,11 +2,10 @@
 
     with Console(total_steps, title="CartPole-v1, seed 1") as console:
         console.start(["environment  CartPole-v1 (tensor)", "device       cpu"])
-        console.phase("compiling")
         console.update(row, advice)            # as often as you like: it draws at most DRAWS_PER_SECOND times a second
         console.summary(result, advice, run_folder, next_commands)
 
-Plain lines are ASCII `name=value` pairs, so that `grep`, `awk` and a cluster's log file can read them.
+Plain lines are ASCII `name=value` pairs, which `grep`, `awk` and log files can read.
 """
 
 import math
@@ -21,9 +20,8 @@ from itertools import pairwise
 from typing import Any, Self, TextIO
 
 DRAWS_PER_SECOND = 4.0  # a drawing costs about 1 ms in the training thread
-SECONDS_BETWEEN_LINES = 2.0
+SECONDS_BETWEEN_LINES, PANEL_WIDTH = 2.0, 100
 RECENT_ROWS = 10  # return and length are means over the last ten rows in which an episode ended
-PANEL_WIDTH = 100
 SPARKS = "▁▂▃▄▅▆▇█"
 # Readable on light and on dark terminals and apart from each other without colour vision; the sign says it once more.
 COLOURS = {"ok": "#0a84c6", "warn": "#d55e00", "stop": "bold #d55e00"}
@@ -94,10 +92,12 @@ class Console:
 
     def phase(self, name: str) -> None:
         """Say at once what goes on now ("compiling", "training", "evaluating")."""
-        self._phase = name
         if self._live is not None:
+            self._phase = name
             self._refresh()
         elif not self.quiet:
+            if not self._drawn:
+                self._draw()
             self._print(f"{name} ...")
 
     def update(self, row: Mapping[str, Any], advice: Sequence[Advice] = (), draw: bool = True) -> None:

@@ -29,14 +29,14 @@ from ppo_fast.camera import Camera
 from ppo_fast.cli import program_of
 from ppo_fast.console import Console
 from ppo_fast.distributed import Ranks
-from ppo_fast.envs import EnvironmentFault, available_backends, make
+from ppo_fast.envs import EnvironmentFault, make
 from ppo_fast.health import Health
 from ppo_fast.interrupt import Stopped, StopSignal
 from ppo_fast.report import Report
 from ppo_fast.tracking import NoRun, Run, read_metrics
 
 MAX_RUNTIME_STATUS, FAULT_STATUS = 5, 6
-ROLLBACKS, FRAMES = 3, 1000  # of a run, and of a video, at most
+ROLLBACKS, FRAMES = 3, {False: 250, True: 1000}  # of a run, and of a video while it trains and after, at most
 SUMS = ("returns", "lengths", "episodes", "steps", "broken")  # the metrics that are summed over processes
 PROGRESS = tuple(name for name in resume.PROGRESS if name != "wandb_id")
 
@@ -389,10 +389,9 @@ class Session:
     def film(self, name: str) -> None:
         """Begin to record a greedy episode as videos/<name>.mp4, which W&B shows once it is there."""
         args, path = self.args, self.run.subfolder("videos") / f"{name}.mp4"
-        backend = "sync" if "sync" in available_backends(args.env_id) else args.backend
-        made = partial(make, args.env_id, 1, "cpu", backend, render_mode="rgb_array")
+        made = partial(make, args.env_id, 1, "cpu", render_mode="rgb_array")
         done = partial(self.run.log_video, path, self.global_step)
-        self.camera.film(done, made, self.agent, args.seed, path, FRAMES)
+        self.camera.film(done, made, self.agent, args.seed, path, FRAMES[name == "greedy"])
 
 
 def _is_shared(name: str) -> bool:

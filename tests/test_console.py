@@ -200,6 +200,17 @@ def test_summary_says_everything():
     ]
 
 
+def test_the_last_row_stands_before_what_comes_after_it():
+    stream = io.StringIO()
+    voice = Console(1_000_000, stream=stream)
+    voice.update(ROW)
+    voice.update({**ROW, "global_step": 260_000})
+    voice.phase("evaluating")
+    voice.summary(RESULT)
+    lines = stream.getvalue().splitlines()
+    assert [line.partition(" ")[0] for line in lines[:4]] == ["step=250000", "step=260000", "evaluating", ""]
+
+
 def test_summary_of_a_run_that_ended_before_its_evaluation():
     stream = io.StringIO()
     Console(1000, stream=stream).summary({"global_step": 5, "sps": math.nan})
