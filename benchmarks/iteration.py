@@ -69,7 +69,7 @@ def measure(point: Point) -> dict[str, Any]:
     if point.against_eager:
         slow = train.make_iteration(args, *train.setup(args, device), False)
         contenders["eager"] = lambda: slow().tolist()
-    elif point.busy:
+    if point.busy:
         contenders[BUSY] = whole
     elif point.backend != "tensor":
         contenders = beside_its_environment(point, envs, iteration)
