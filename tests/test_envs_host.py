@@ -15,7 +15,7 @@ from odd_envs import NextStepVector
 from ppo_fast.envs import make
 from ppo_fast.envs.host import HostVectorEnv
 from ppo_fast.envs.singles import SingleVectorEnv, find_kind
-from ppo_fast.envs.spaces import ActionDecoder, ObservationEncoder
+from ppo_fast.envs.spaces import ActionDecoder, ObservationEncoder, own_mask_length
 
 
 class Scripted(gymnasium.Env):
@@ -187,6 +187,50 @@ def test_masks_in_every_form(ours, at_reset, at_step, first, last):
     obs, *_, info = env.step(torch.zeros(2).long())
     assert obs.tolist() == [[1, 1, 1, 1, *first]] * 2
     assert info["final_obs"].tolist() == [[0, 0, 0, 0, *last]] * 2
+
+
+class MaskedDict(gymnasium.Env):
+    """The mask stands in the observation: at a reset action 1 is forbidden, at the end everything but it."""
+
+    action_space = spaces.Discrete(2)
+    mask_space: spaces.Space = spaces.Box(0, 1, (2,), np.int8)
+
+    def __init__(self):
+        parts = {"action_mask": self.mask_space, "where": spaces.Discrete(2), "x": spaces.Box(-9, 9, (2,), np.float32)}
+        self.observation_space = spaces.Dict(parts)
+
+    def reset(self, *, seed=None, options=None):
+        return {"x": np.array([1, 2], np.float32), "where": 0, "action_mask": np.array([1, 0], np.int8)}, {}
+
+    def step(self, action):
+        mask = np.array([0, 1], np.int8)
+        return {"x": np.array([3, 4], np.float32), "where": 1, "action_mask": mask}, 0.0, False, True, {}
+
+
+@pytest.mark.parametrize("ours", [True, False])
+@pytest.mark.parametrize("mask_space", [spaces.Box(0, 1, (2,), np.int8), spaces.MultiBinary(2)])
+def test_a_mask_in_a_dict_observation(ours, mask_space):
+    makers: list[Any] = [type("Now", (MaskedDict,), {"mask_space": mask_space})] * 3
+    if ours:
+        envs = SingleVectorEnv(makers, find_kind(makers[0]))
+    else:
+        envs = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
+    env: Any = HostVectorEnv(envs, "cpu", "sync")
+    assert env.mask_size == 2 and env.single_observation_space.shape == (6,)
+    assert env.reset(seed=0)[0].tolist() == [[1, 0, 1, 2, 1, 0]] * 3  # where, x, mask
+    obs, *_, info = env.step(torch.zeros(3).long())
+    assert obs.tolist() == [[1, 0, 1, 2, 1, 0]] * 3
+    assert info["final_obs"].tolist() == [[0, 1, 3, 4, 0, 1]] * 3
+
+
+def test_what_only_looks_like_a_mask_is_an_observation():
+    makers: list[Any] = [type("Now", (MaskedDict,), {"mask_space": spaces.Box(0, 1, (3,), np.int8)})]
+    assert own_mask_length(makers[0]().observation_space, spaces.Discrete(2)) == 0
+    for action_space in (spaces.MultiDiscrete([2, 2]), spaces.Box(-1, 1, (2,))):
+        assert own_mask_length(MaskedDict().observation_space, action_space) == 0
+    alone = spaces.Dict({"action_mask": spaces.MultiBinary(2)})
+    assert own_mask_length(alone, spaces.Discrete(2)) == 0  # nothing would be left to see
+    assert own_mask_length(spaces.MultiBinary(2), spaces.Discrete(2)) == 0
 
 
 @pytest.mark.parametrize("backend", ["sync", "async"])

@@ -18,7 +18,7 @@ from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from ppo_fast.envs.spaces import ObservationEncoder
+from ppo_fast.envs.spaces import ObservationEncoder, own_mask_length
 
 # envpool's own "no limit".
 _UNLIMITED = 2**31 - 1
@@ -55,8 +55,6 @@ class EnvPoolVectorEnv(VectorEnv):
         ValueError: naming --env-id or --backend, for arguments or spaces that can't be used.
     """
 
-    mask_size = 0
-
     def __init__(self, env_id: str, num_envs: int, **env_kwargs: Any) -> None:
         import envpool
 
@@ -75,7 +73,8 @@ class EnvPoolVectorEnv(VectorEnv):
             observation_space, action_space = spec.gymnasium_observation_space, spec.gymnasium_action_space
         if getattr(spec.config, "max_num_players", 1) > 1:
             raise ValueError(f"--env-id: {env_id} is for several players; supported is one")
-        self._encoder = ObservationEncoder(_open_bounds(observation_space), env_id)
+        self.mask_size = own_mask_length(observation_space, action_space)
+        self._encoder = ObservationEncoder(_open_bounds(observation_space), env_id, self.mask_size)
         self.single_observation_space, self.single_action_space = self._encoder.space, action_space
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(action_space, num_envs)

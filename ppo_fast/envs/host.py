@@ -14,7 +14,7 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from ppo_fast.envs.spaces import ActionDecoder, ObservationEncoder, host_array, mask_length
+from ppo_fast.envs.spaces import ActionDecoder, ObservationEncoder, host_array, mask_length, own_mask_length
 
 
 class EnvironmentFault(RuntimeError):
@@ -48,9 +48,9 @@ class HostVectorEnv(VectorEnv):
         spec_id: what is reported as `spec_id`, and named in errors.
         remake: makes `envs` anew, for `restart`.
 
-    An environment that offers `info["action_mask"]` for a Discrete action space of n actions gets it appended to its
-    observations, flat (N, D + n), 1 where allowed; the attribute `mask_size` is then n, else 0. It is found out by a
-    reset here, unless `envs` has a `mask_size` itself and does it already.
+    An environment that offers `info["action_mask"]` for a Discrete action space of n actions, or has it in its Dict
+    observations, gets it appended to its observations, flat (N, D + n), 1 where allowed; the attribute `mask_size` is
+    then n, else 0. It is found out by a reset here, unless `envs` has a `mask_size` itself and does it already.
 
     Raises:
         ValueError: when a space is not supported (see ppo_fast.envs.spaces).
@@ -278,5 +278,6 @@ def _mask_size(envs: VectorEnv) -> tuple[int, int]:
     own = getattr(envs, "mask_size", None)
     if own is not None or not isinstance(envs.single_action_space, spaces.Discrete):
         return own or 0, 0
-    n = mask_length(envs.reset(seed=0)[1], envs.single_action_space, envs.num_envs)
+    n = own_mask_length(envs.single_observation_space, envs.single_action_space)
+    n = n or mask_length(envs.reset(seed=0)[1], envs.single_action_space, envs.num_envs)
     return n, n

@@ -16,7 +16,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from ppo_fast.envs.host import EnvironmentFault
-from ppo_fast.envs.spaces import ActionDecoder, ObservationEncoder, mask_length
+from ppo_fast.envs.spaces import ActionDecoder, ObservationEncoder, mask_length, own_mask_length
 
 MakeEnv = Callable[[], gymnasium.Env]
 
@@ -42,8 +42,8 @@ def find_kind(make_env: MakeEnv, env_id: str = "") -> Kind:
     try:
         ActionDecoder(env.action_space, 1, env_id)
         ObservationEncoder(env.observation_space, env_id)
-        n = 0
-        if isinstance(env.action_space, spaces.Discrete):  # only a reset tells whether there is an action mask
+        n = own_mask_length(env.observation_space, env.action_space)
+        if not n and isinstance(env.action_space, spaces.Discrete):  # only a reset tells whether info has a mask
             n = mask_length(env.reset(seed=0)[1], env.action_space)
         encoder = ObservationEncoder(env.observation_space, env_id, n)
         return Kind(encoder, env.action_space, dict(env.metadata), env.render_mode)

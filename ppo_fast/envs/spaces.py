@@ -15,6 +15,7 @@ import torch
 from gymnasium import spaces
 
 SUPPORTED_OBSERVATIONS = "Box, Discrete, MultiBinary, MultiDiscrete, and Dict or Tuple of these"
+MASK = "action_mask"  # in an info, or in a Dict observation
 SUPPORTED_ACTIONS = "Discrete, MultiDiscrete and Box of floats"
 
 
@@ -26,11 +27,20 @@ def host_array(value: Any) -> np.ndarray:
 def mask_length(info: dict[str, Any], action_space: spaces.Space, num_envs: int | None = None) -> int:
     """n of the action mask that `info` offers for a Discrete action space of n actions, or 0: it is (n,), and (N, n)
     where the info is of a vector of N environments."""
-    mask = info.get("action_mask")
+    mask = info.get(MASK)
     if mask is None or not isinstance(action_space, spaces.Discrete):
         return 0
     n = int(action_space.n)
     return n if np.shape(mask) == ((n,) if num_envs is None else (num_envs, n)) else 0
+
+
+def own_mask_length(observation_space: spaces.Space, action_space: spaces.Space) -> int:
+    """n of the action mask that a Dict observation holds under "action_mask", beside other things, for a Discrete
+    action space of n actions, or 0."""
+    if not isinstance(observation_space, spaces.Dict) or not isinstance(action_space, spaces.Discrete):
+        return 0
+    mask, n = observation_space.spaces.get(MASK), int(action_space.n)
+    return n if mask is not None and mask.shape == (n,) and len(observation_space.spaces) > 1 else 0
 
 
 def allowed_actions(mask: Any) -> np.ndarray:
@@ -87,7 +97,8 @@ class ObservationEncoder:
     """Encodes observations of `space` into float32 arrays of the Box `self.space`.
 
     An action mask travels as part of the observation: with `mask_size` n > 0 it is the last n columns of a flat row,
-    1 where the action is allowed. `plain` says that an observation is an array of the row's own shape.
+    1 where the action is allowed. It is given beside the observation, or taken from it where `own_mask_length` found
+    it. `plain` says that an observation is an array of the row's own shape.
 
     Raises:
         ValueError: when the space holds something else than Box, Discrete, MultiBinary, MultiDiscrete, Dict and Tuple.
@@ -96,7 +107,10 @@ class ObservationEncoder:
     def __init__(self, space: spaces.Space, env_id: str = "", mask_size: int = 0) -> None:
         self._leaves: list[_Leaf] = []
         self.plain = isinstance(space, spaces.Box) and not mask_size
-        self.mask_size = mask_size
+        self.mask_size, self._own_mask = mask_size, False
+        if isinstance(space, spaces.Dict) and MASK in space.spaces and space[MASK].shape == (mask_size,):
+            self._own_mask = True
+            space = spaces.Dict({key: part for key, part in space.items() if key != MASK})
         self._collect(space, (), env_id, space)
         with np.errstate(over="ignore"):  # float64 bounds beyond float32 become infinite
             low = np.concatenate([_bound(leaf.space, "low", 0) for leaf in self._leaves] + [np.zeros(mask_size)])
@@ -113,6 +127,7 @@ class ObservationEncoder:
         for leaf in self._leaves:
             leaf.write_one(host_array(leaf.pick(obs)), out[leaf.start : leaf.stop])
         if self.mask_size:
+            mask = obs[MASK] if self._own_mask else mask
             out[-self.mask_size :] = 1 if mask is None else allowed_actions(mask)
 
     def write_list(self, observations: Sequence[Any], out: np.ndarray, masks: Sequence[Any]) -> None:
@@ -121,6 +136,7 @@ class ObservationEncoder:
             values = np.array([host_array(leaf.pick(obs)) for obs in observations])
             leaf.write(values, out.reshape(len(out), -1)[:, leaf.start : leaf.stop])
         if self.mask_size:
+            masks = [obs[MASK] for obs in observations] if self._own_mask else masks
             every = np.ones(self.mask_size)
             stacked = np.array([every if mask is None else host_array(mask) for mask in masks])
             out[:, -self.mask_size :] = allowed_actions(stacked)
@@ -134,6 +150,7 @@ class ObservationEncoder:
         for leaf in self._leaves:
             leaf.write(host_array(leaf.pick(obs)), out[:, leaf.start : leaf.stop])
         if self.mask_size:
+            masks = obs[MASK] if self._own_mask else masks
             out[:, -self.mask_size :] = 1 if masks is None else allowed_actions(masks)
 
     def _collect(self, space: spaces.Space, path: tuple[Any, ...], env_id: str, whole: spaces.Space) -> None:
