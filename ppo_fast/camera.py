@@ -46,7 +46,14 @@ class Camera:
         self._films: list[_Film] = []
 
     def film(
-        self, done: Callable[[], object], make: Callable[[], Any], agent: Any, seed: int, path: Path, max_steps: int
+        self,
+        done: Callable[[], object],
+        make: Callable[[], Any],
+        agent: Any,
+        seed: int,
+        path: Path,
+        max_steps: int,
+        niceness: int = 19,
     ) -> None:
         """Hand over the films that are ready, and begin to record an episode.
 
@@ -54,6 +61,7 @@ class Camera:
             done: called by the next `film` or `wait` once the film is there.
             make: makes the one environment, on the CPU; it is called in the other process.
             agent: as it is now; the training may go on with it.
+            niceness: of the process: 19 leaves the CPU to everything else, 0 takes its share.
         """
         self._finish([film for film in self._films if film.answer.poll()])
         if next(agent.parameters()).is_cuda:
@@ -63,7 +71,7 @@ class Camera:
             return self._hand_over(_recorded(*work), done)
         ours, theirs = multiprocessing.Pipe(duplex=False)
         process = multiprocessing.get_context("fork").Process(
-            target=_work, args=(theirs, *work), name="camera", daemon=True
+            target=_work, args=(theirs, niceness, *work), name="camera", daemon=True
         )
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # of threads: the process uses none of what they hold
@@ -125,9 +133,9 @@ def _recorded(record: Callable[..., object], make: Callable[[], Any], *arguments
     return None
 
 
-def _work(answer: Connection, *arguments: Any) -> None:
+def _work(answer: Connection, niceness: int, *arguments: Any) -> None:
     """The life of the other process."""
-    os.nice(19)
+    os.nice(niceness)
     torch.set_num_threads(1)  # the threads of the pool did not come along
     silence = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):  # what renderers and encoders say would land in the panel

@@ -391,7 +391,8 @@ class Session:
         args, path = self.args, self.run.subfolder("videos") / f"{name}.mp4"
         made = partial(make, args.env_id, 1, "cpu", render_mode="rgb_array")
         done = partial(self.run.log_video, path, self.global_step)
-        self.camera.film(done, made, self.agent, args.seed, path, FRAMES[name == "greedy"])
+        last = name == "greedy"  # for which the run waits
+        self.camera.film(done, made, self.agent, args.seed, path, FRAMES[last], 0 if last else 19)
 
 
 def _is_shared(name: str) -> bool:

@@ -57,6 +57,14 @@ def test_a_film_shows_the_policy_as_it_was_and_is_handed_over(tmp_path: Path, ag
     assert len({os.getpid(), *(int(words[0]) for words in told)}) == 3
 
 
+@forks
+def test_the_film_that_a_run_waits_for_takes_its_share(tmp_path: Path, agent: nn.Linear) -> None:
+    with Camera(write, pytest.fail) as films:
+        films.film(lambda: None, lambda: "env", agent, 3, tmp_path / "a", 9, niceness=0)
+        films.wait()
+    assert int((tmp_path / "a").read_text().split()[1]) == os.getpriority(os.PRIO_PROCESS, 0)
+
+
 def test_without_fork_it_is_made_at_once(tmp_path: Path, agent: nn.Linear, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(camera, "CAN_FORK", False)
     ready: list[int] = []

@@ -161,7 +161,7 @@ def test_a_recompile_would_be_seen(graphs):
         compiled(torch.ones(4), 0.25)
 
 
-def test_known_shapes_go_straight_to_their_code(graphs, monkeypatch):
+def test_known_shapes_go_straight_to_their_code(graphs):
     """Shapes, strides, types, numbers and None, however deep in tuples and lists, decide which code that is."""
 
     def total(offset, x, pairs):
@@ -180,9 +180,9 @@ def test_known_shapes_go_straight_to_their_code(graphs, monkeypatch):
         (x, ((None, y),)),
         (x, ((y, None),)),
     ]
-    monkeypatch.setattr("torch._dynamo.config.recompile_limit", len(cases))
-    for case in cases:
-        torch.testing.assert_close(compiled(*case), total(100.0, *case))
+    with torch._dynamo.config.patch(recompile_limit=len(cases)):
+        for case in cases:
+            torch.testing.assert_close(compiled(*case), total(100.0, *case))
     assert graphs.asked == graphs.frame_count == len(cases)
     x, y = 3 * x.flip(0), y.cumsum(0)
     again = ((x, ((y, 2.0),)), (x[::2], [(y, 1.0)]), (x.view(3, 4), ((y, 1.0),)), (x, ((y, 1.0), (y[3:], 2.0))))
