@@ -36,7 +36,7 @@ from ppo_fast.report import Report
 from ppo_fast.tracking import NoRun, Run, read_metrics
 
 MAX_RUNTIME_STATUS, FAULT_STATUS = 5, 6
-ROLLBACKS, FRAMES = 3, {False: 250, True: 1000}  # of a run, and of a video while it trains and after, at most
+ROLLBACKS, FRAMES, LAST_FRAMES = 3, 250, 1000  # of a run, of a video while it trains, and of that at its end, at most
 SUMS = ("returns", "lengths", "episodes", "steps", "broken")  # the metrics that are summed over processes
 PROGRESS = tuple(name for name in resume.PROGRESS if name != "wandb_id")
 
@@ -391,8 +391,8 @@ class Session:
         args, path = self.args, self.run.subfolder("videos") / f"{name}.mp4"
         made = partial(make, args.env_id, 1, "cpu", render_mode="rgb_array")
         done = partial(self.run.log_video, path, self.global_step)
-        last = name == "greedy"  # for which the run waits
-        self.camera.film(done, made, self.agent, args.seed, path, FRAMES[last], 0 if last else 19)
+        frames, niceness = (LAST_FRAMES, 0) if name == "greedy" else (FRAMES, 19)  # the run waits for the last one
+        self.camera.film(done, made, self.agent, args.seed, path, frames, niceness)
 
 
 def _is_shared(name: str) -> bool:

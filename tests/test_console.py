@@ -9,6 +9,7 @@ import sys
 import time
 from itertools import pairwise
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
@@ -184,11 +185,17 @@ def test_advice_is_said_once_while_it_lasts(clock):
     assert stream.getvalue().count("health: clip fraction 0.37") == 1
 
 
-def test_summary_says_everything():
+def summary(*args: Any) -> list[str]:
+    """The lines of a summary, plain, without the empty one before it."""
     stream = io.StringIO()
-    Console(500_000, stream=stream).summary(RESULT, [WARNING], "runs/x", ["first command", "second command"])
-    assert stream.getvalue().splitlines() == [
-        "",
+    Console(500_000, stream=stream).summary(*args)
+    first, *lines = stream.getvalue().splitlines()
+    assert first == ""
+    return lines
+
+
+def test_summary_says_everything():
+    assert summary(RESULT, [WARNING], "runs/x", ["first command", "second command"]) == [
         "evaluation  greedy   499.50 +- 1.25  over 100 episodes",
         "            sampled  480.00 +- 9.00  over 100 episodes",
         "speed       231,042 steps/s, 500,000 steps",
@@ -212,16 +219,13 @@ def test_the_last_row_stands_before_what_comes_after_it():
 
 
 def test_summary_of_a_run_that_ended_before_its_evaluation():
-    stream = io.StringIO()
-    Console(1000, stream=stream).summary({"global_step": 5, "sps": math.nan})
-    assert stream.getvalue().splitlines() == ["", "speed       - steps/s, 5 steps", "health      no advice"]
+    said = summary({"global_step": 5, "sps": math.nan})
+    assert said == ["speed       - steps/s, 5 steps", "health      no advice"]
 
 
 def test_summary_of_a_stop_says_where_and_that_it_is_saved():
-    stream, result = io.StringIO(), {"global_step": 8_863_744, "sps": 1000.0, "stopped": "SIGINT"}
-    Console(20_000_000, stream=stream).summary(result, (), "runs/x", ["python -m ppo_fast.train --resume runs/x"])
-    assert stream.getvalue().splitlines() == [
-        "",
+    result = {"global_step": 8_863_744, "sps": 1000.0, "stopped": "SIGINT"}
+    assert summary(result, (), "runs/x", ["python -m ppo_fast.train --resume runs/x"]) == [
         "stopped     SIGINT, at step 8,863,744; the run is saved",
         "speed       1,000 steps/s, 8,863,744 steps",
         "run folder  runs/x",

@@ -334,7 +334,7 @@ def test_a_run_that_is_complete_says_so(tmp_path: Path, capsys: pytest.CaptureFi
     again = train(Args(resume=str(run)))
     said = capsys.readouterr().out
     assert "complete      nothing is left to train; a larger --total-timesteps goes on" in said
-    assert "step=16 " not in said and "first update" not in said  # neither an old row nor a speed of no iteration
+    assert "step=16 " not in said and "speed" not in again  # neither an old row nor a speed of no iteration
     assert whole_rows(run)[0] == rows and again["eval/mean_return"] == first["eval/mean_return"]
     # Of the process before, not of the run: it was quiet and profiled.
     assert "evaluation  greedy" in said and "profile" not in said

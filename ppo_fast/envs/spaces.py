@@ -15,8 +15,8 @@ import torch
 from gymnasium import spaces
 
 SUPPORTED_OBSERVATIONS = "Box, Discrete, MultiBinary, MultiDiscrete, and Dict or Tuple of these"
-MASK = "action_mask"  # in an info, or in a Dict observation
 SUPPORTED_ACTIONS = "Discrete, MultiDiscrete and Box of floats"
+MASK = "action_mask"  # in an info, or in a Dict observation
 
 
 def host_array(value: Any) -> np.ndarray:
