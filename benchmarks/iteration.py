@@ -67,7 +67,7 @@ def measure(point: Point) -> dict[str, Any]:
     contenders: dict[str, Callable[[], Any]] = {"training": whole}
     counts = {"training": count}
     if point.against_eager:
-        slow = train.make_iteration(args, *train.setup(args, device), False)
+        slow = train.make_iteration(dataclasses.replace(args, compile="off"), *train.setup(args, device), False)
         contenders["eager"] = lambda: slow().tolist()
     if point.busy:
         contenders[BUSY] = whole

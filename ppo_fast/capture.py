@@ -1,7 +1,7 @@
-"""Executables: leave a function eager, compile it, or capture it as a CUDA graph.
+"""Whether an iteration is compiled, recorded, captured or left as it is, and what runs it.
 
-The functions themselves are written once, eagerly. This module decides what happens to them and prepares the process:
-where compiled code is cached, how fp32 products run, how the C library handles large buffers.
+This module decides that (graphs.py then compiles or records single functions) and prepares the process: where compiled
+code is cached, how fp32 products run, how the C library handles large buffers. On a GPU it captures whole phases.
 """
 
 import ctypes
@@ -12,7 +12,6 @@ import platform
 import shutil
 import sys
 import time
-import types
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,9 @@ COMPILING = "a minute or two the first time, seconds once it is in the cache"
 # What an eager iteration costs on such a machine, to predict a run: per policy-and-environment step, per minibatch, and
 # per GFLOP of products.
 SECONDS_PER_STEP, SECONDS_PER_MINIBATCH, SECONDS_PER_GFLOP = 2.5e-4, 7e-4, 1.5e-2
+
+# Recording takes as long as some ten eager iterations of a small run.
+FEW_ITERATIONS = 20
 
 # Relative error of one rounding, by `--precision`.
 ROUNDING = {"fp32": 2.0**-24, "tf32": 2.0**-11, "bf16": 2.0**-9}
@@ -92,13 +94,22 @@ def decide(flags: Any, device: torch.device, parameters: int) -> tuple[bool, str
     if flags.compile == "off":
         return False, "eager (--compile off)"
     if device.type == "cpu" and not compiler_on_path():
-        return False, "eager (warning: torch.compile needs a C++ compiler such as g++, and none is on the PATH)"
+        how = "recorded" if records(flags, device) else "eager"
+        return False, f"{how} (warning: torch.compile needs a C++ compiler such as g++, and none is on the PATH)"
     if flags.compile == "on":
         return True, "compiled (--compile on)"
     seconds = eager_seconds(flags, parameters)
     if seconds * COMPILE_SAVES > COMPILE_SECONDS:
         return True, "compiled (a run this long saves more time than compiling takes)"
-    return False, f"eager (about {seconds:.0f} s; compiling would take longer than it saves)"
+    how = "recorded" if records(flags, device) else "eager"
+    return False, f"{how} (about {seconds:.0f} s; compiling would take longer than it saves)"
+
+
+def records(flags: Any, device: torch.device) -> bool:
+    """Whether what is not compiled is recorded and replayed (ppo_fast.graphs): on a CPU, with --compile auto, in a run
+    of enough iterations. It goes by the flags alone, too. torch has TorchScript for Python before 3.14 only."""
+    long = flags.num_iterations > FEW_ITERATIONS
+    return device.type == "cpu" and flags.compile == "auto" and long and sys.version_info < (3, 14)
 
 
 def prepare(flags: Any) -> torch.device:
@@ -133,67 +144,6 @@ def _keep_large_buffers() -> None:
 def eager(function: Callable[..., Any], one_thread: bool = False) -> Callable[..., Any]:
     """The function as it is, or on one intra-op thread."""
     return with_threads(function, 1) if one_thread else function
-
-
-# For a CPU. Launches in C++; one thread, because a crew shares out whole functions (crew.py); what is costly and used
-# twice, such as tanh, is computed once; multiplications and additions fuse; minibatch indices are not checked, they
-# come from a permutation.
-CPU_OPTIONS = {
-    "cpp_wrapper": True,
-    "cpp.threads": 1,
-    "realize_opcount_threshold": 20,
-    "cpp.enable_floating_point_contract_flag": "fast",
-    "assert_indirect_indexing": False,
-}
-
-
-class Compiled:
-    """A function, or a partial of one, as one graph for each set of shapes; a graph break is an error.
-
-    A call of shapes that were there before goes straight to their code. torch.compile's own way there looks again at
-    everything that was read while compiling, which takes as long as a small update. Here nothing of it changes within a
-    run: numbers and shapes in the arguments make another key, and all other objects have to stay as they were.
-    """
-
-    def __init__(self, function: Any) -> None:
-        self._first, function = getattr(function, "args", ()), getattr(function, "func", function)
-        # Its own code object: dynamo keeps what it compiled per code object, and another run's flags are not ours.
-        code, self._rest = function.__code__.replace(), (function.__name__, function.__defaults__, function.__closure__)
-        self._own = types.FunctionType(code, function.__globals__, *self._rest)
-        options: Any = None if torch.cuda.is_available() else CPU_OPTIONS
-        self._compile = torch.compile(self._own, fullgraph=True, dynamic=False, options=options)
-        self._direct: dict[tuple, Callable[..., Any]] = {}
-
-    def __call__(self, *args: Any) -> Any:
-        key = _shapes(args)
-        direct = self._direct.get(key)
-        if direct is not None:
-            return direct(*self._first, *args)
-        before = self._codes()
-        result = self._compile(*self._first, *args)
-        new = [code for code in self._codes() if code not in before]
-        if len(new) == 1:  # it takes the function's own arguments
-            self._direct[key] = types.FunctionType(new[0], self._own.__globals__, *self._rest)
-        return result
-
-    def _codes(self) -> list[types.CodeType]:
-        """What dynamo has made of this function."""
-        from torch._dynamo.eval_frame import _debug_get_cache_entry_list  # seconds that an eager run does not spend
-
-        return [entry.code for entry in _debug_get_cache_entry_list(self._own.__code__)]
-
-
-def _shapes(args: Iterable[Any]) -> tuple:
-    """What decides which code is called: tensors' layout and type, numbers, what is None; not the objects besides."""
-    key: list[Any] = []
-    for x in args:
-        if isinstance(x, Tensor):
-            key.append((x.shape, x.stride(), x.dtype))
-        elif isinstance(x, tuple | list):
-            key.append(_shapes(x))
-        elif x is None or isinstance(x, float | int):
-            key.append(x)
-    return tuple(key)
 
 
 def with_threads(function: Callable[..., Any], threads: int) -> Callable[..., Any]:

@@ -19,6 +19,7 @@ bounds and choices, for calls from Python too. Hyphens and underscores are the s
 import contextlib
 import dataclasses
 import difflib
+import gc
 import io
 import math
 import os
@@ -295,9 +296,11 @@ def run(program: Callable[..., Any], args_type: type, description: str | None, *
     training that broke down. A program that a signal stopped cleanly returns a mapping with the "exit_status" that says
     so.
     """
+    gc.freeze()  # what imports left stays until the end: no collection need look through it
     try:
         args = parse(args_type, None, (description or "").strip())
         result = program(args, *rest)
+        gc.freeze()  # nor the interpreter, which would take a second of its user's time at the end
     except ValueError as error:
         positional = positional_of(args_type)
         if not str(error).startswith(("--", f"{positional.field}: ") if positional else "--"):
@@ -380,7 +383,14 @@ class RunFlags:
     """seconds after which the run saves and stops with exit status 5, to be resumed"""
     on_nan: Literal["stop", "rollback"] = "stop"
     """at NaN or infinity: stop, or go back to the last checkpoint with half the learning rate, 3 times at most"""
+    env_groups: Annotated[int, Range(1)] = 1
+    """groups that step by turns, the policy acting for one while another steps; with async and envpool"""
     env_timeout: Annotated[float, Range(0, above=True)] = 60.0
     """seconds after which a silent worker of --backend async counts as dead"""
     env_restarts: Annotated[int, Range(0)] = 0
     """how often environments whose worker died are started again; then the run saves and stops with exit status 6"""
+
+    @property
+    def env_options(self) -> dict[str, Any]:
+        """What `ppo_fast.envs.make` takes of them besides the environment and the backend."""
+        return {"timeout": self.env_timeout, "groups": self.env_groups}

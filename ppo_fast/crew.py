@@ -23,18 +23,18 @@ FEW_ENVS, FEW_ROWS = 64, 256
 
 
 class Crew:
-    """As many threads as torch has for one operation (`torch.get_num_threads()`); on a GPU, or uncompiled, one.
+    """As many threads as torch has for one operation (`torch.get_num_threads()`); on a GPU, or eagerly, one.
 
-    Uncompiled, `functional_call` lends parameters to a module, which two threads can't do at the same time. The sums
+    Eagerly, threads would mostly wait for Python's lock, and parameters take part in one gradient at a time. The sums
     over rows depend on how many threads there are: equal runs need an equal number of them.
 
     Attributes:
         started: false until every function has compiled; until then they run one after the other.
     """
 
-    def __init__(self, device: torch.device, compiled: bool) -> None:
+    def __init__(self, device: torch.device, compiled: bool, started: bool = False) -> None:
         self.threads = torch.get_num_threads() if compiled and device.type == "cpu" else 1
-        self.started = False
+        self.started = started
         self._jobs: list[SimpleQueue] = []  # of each further thread
 
     def sizes(self, rows: int, few: int) -> list[int]:

@@ -57,7 +57,7 @@ def plot_curves(folder: Path, rows: Sequence[Row]) -> bool:
 def _draw_panel(axes: Any, title: str, column: str, rows: Sequence[Row]) -> None:
     """One curve: every logged value in light blue, their moving average in dark blue."""
     points = [(row["global_step"], row[column]) for row in rows if _is_finite(row.get(column))]
-    axes.set_title(title, loc="left", fontsize=10, color=INK)
+    axes.set_title(title, loc="left", fontsize=10, color=INK, y=1.0)  # where it is: looking for room takes 0.3 s
     axes.spines[["top", "right"]].set_visible(False)
     axes.tick_params(labelsize=8, colors=INK)
     axes.grid(axis="y", color="#e5e5e5", linewidth=0.7)

@@ -7,11 +7,13 @@ Letters: M rows, D inputs, H outputs, A actions or action dimensions.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from gymnasium import spaces
 from torch import Tensor, nn
+from torch.func import functional_call
 
 # A product this thin wastes a matrix kernel (4 to 10 GFLOP/s against 300 on a CPU); written as sums it is fused.
 THIN = 8
@@ -135,13 +137,19 @@ class CategoricalHead(nn.Module):
         """The most likely actions (M,)."""
         return logits.argmax(-1)
 
+    def log_prob(self, logits: Tensor, action: Tensor) -> Tensor:
+        """log π(action), (M,), in nats."""
+        return self._chosen(logits.log_softmax(-1), action)
+
     def log_prob_entropy(self, logits: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """log π(action) and the entropy, both (M,), in nats."""
         log_probs = logits.log_softmax(-1)
+        return self._chosen(log_probs, action), -(log_probs.exp() * log_probs).sum(-1)
+
+    def _chosen(self, log_probs: Tensor, action: Tensor) -> Tensor:
         # A comparison instead of a gather: its backward is a product, not a scatter.
         chosen = action[..., None] == torch.arange(self.outputs, device=action.device)
-        log_prob = torch.where(chosen, log_probs, 0.0).sum(-1)
-        return log_prob, -(log_probs.exp() * log_probs).sum(-1)
+        return torch.where(chosen, log_probs, 0.0).sum(-1)
 
 
 class MultiCategoricalHead(nn.Module):
@@ -170,6 +178,11 @@ class MultiCategoricalHead(nn.Module):
     def mode(self, logits: Tensor) -> Tensor:
         """The most likely actions (M, K)."""
         return torch.stack([x.argmax(-1) for x in self._split(logits)], -1)
+
+    def log_prob(self, logits: Tensor, action: Tensor) -> Tensor:
+        """Joint log π(action), (M,)."""
+        triples = zip(self.parts, self._split(logits), action.unbind(-1), strict=True)
+        return torch.stack([part.log_prob(x, a) for part, x, a in triples]).sum(0)
 
     def log_prob_entropy(self, logits: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """Joint log π(action) and joint entropy, both (M,): sums over the K parts."""
@@ -206,10 +219,14 @@ class GaussianHead(nn.Module):
         """The mean, (M, A)."""
         return mean
 
+    def log_prob(self, mean: Tensor, action: Tensor) -> Tensor:
+        """Joint log-density of the action, (M,), in nats."""
+        standard = (action - mean) * (-self.log_std).exp()
+        return (-0.5 * standard**2 - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+
     def log_prob_entropy(self, mean: Tensor, action: Tensor) -> tuple[Tensor, Tensor]:
         """Joint log-density of the action and joint entropy, both (M,), in nats."""
-        standard = (action - mean) * (-self.log_std).exp()
-        log_prob = (-0.5 * standard**2 - self.log_std - 0.5 * math.log(2 * math.pi)).sum(-1)
+        log_prob = self.log_prob(mean, action)
         entropy = (self.log_std + 0.5 * math.log(2 * math.pi * math.e)).sum(-1)
         return log_prob, entropy.expand_as(log_prob)
 
@@ -257,7 +274,23 @@ def flatten_parameters(module: nn.Module) -> Tensor:
             view.copy_(parameters[name])
         parameters[name].data = view
         parameters[name].requires_grad_(False)
+    module.own = (theta, parameters)  # pyright: ignore[reportArgumentType]
     return theta
+
+
+def parameters_of(module: nn.Module, theta: Tensor) -> dict[str, Tensor]:
+    """The parameters in theta (P,) by name: the module's own where theta is what `flatten_parameters` gave of it, and
+    views where it is not, or compiled. To look views up and lend them takes a tenth of a small update."""
+    own_theta, own = getattr(module, "own", (None, {}))
+    if theta is own_theta and not torch.compiler.is_compiling():
+        return own
+    return unflatten(theta, {name: parameter.shape for name, parameter in module.named_parameters()})
+
+
+def call(module: nn.Module, parameters: dict[str, Tensor], *inputs: Tensor) -> Any:
+    """What a module makes of its inputs with these parameters, which `parameters_of` gave, or others of their names."""
+    own = getattr(module, "own", (None, None))[1]
+    return module(*inputs) if parameters is own else functional_call(module, parameters, inputs)
 
 
 def _by_input(shape: Sequence[int]) -> bool:
@@ -277,4 +310,5 @@ def unflatten(theta: Tensor, shapes: dict[str, torch.Size]) -> dict[str, Tensor]
 def flatten(tensors: dict[str, Tensor]) -> Tensor:
     """One flat vector (P,) of tensors in order, laid out and padded as `flatten_parameters` does."""
     rows = ((x.t() if _by_input(x.shape) else x).reshape(-1) for x in tensors.values())
-    return torch.cat([F.pad(x, (0, _padded(x.numel()) - x.numel())) for x in rows])
+    gaps = ((x, _padded(x.numel()) - x.numel()) for x in rows)
+    return torch.cat([F.pad(x, (0, gap)) if gap else x for x, gap in gaps])

@@ -196,11 +196,17 @@ def value_and_gradients(
     if torch.compiler.is_compiling():
         gradients, (loss, statistics) = torch.func.grad_and_value(loss_fn, has_aux=True)(parameters, *batch)
         return gradients, loss, statistics
-    leaves = {name: parameter.detach().requires_grad_() for name, parameter in parameters.items()}
-    with torch.enable_grad():
-        loss, statistics = loss_fn(leaves, *batch)
-        gradients = torch.autograd.grad(loss, list(leaves.values()))
-    return dict(zip(leaves, gradients, strict=True)), loss.detach(), statistics.detach()
+    leaves = list(parameters.values())
+    try:
+        for leaf in leaves:
+            leaf.requires_grad_()
+        with torch.enable_grad():
+            loss, statistics = loss_fn(parameters, *batch)
+            gradients = torch.autograd.grad(loss, leaves)
+    finally:
+        for leaf in leaves:
+            leaf.requires_grad_(False)
+    return dict(zip(parameters, gradients, strict=True)), loss.detach(), statistics.detach()
 
 
 def clip_gradient(gradient: Tensor, max_norm: float) -> tuple[Tensor, Tensor]:

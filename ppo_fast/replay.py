@@ -36,7 +36,7 @@ def replay(payload: Mapping[str, Any]) -> list[str]:
         raise ValueError(f"file: its program is {payload['program']!r}, none of ppo_fast")
     program, device = importlib.import_module(payload["program"]), torch.device("cpu")
     known = {name: value for name, value in payload["flags"].items() if name in program.Args.__dataclass_fields__}
-    args = program.Args(**known)
+    args = program.Args(**(known | {"compile": "off"}))
     args.check()
     envs, agent, learner = program.setup(args, device)
     phases = program.make_iteration(args, envs, agent, learner, fast=False, ranks=Ranks(device))

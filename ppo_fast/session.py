@@ -80,7 +80,7 @@ def compare_paths(
 ) -> dict[str, Any]:
     """`--verify`: the fast path beside the eager fp32 one, from equal state and noise; exit status 4 if they part."""
     print(f"compiling {args.env_id} ({capture.COMPILING}); then {args.verify} updates of both paths", flush=True)
-    ranks, exact = Ranks(device), replace(args, precision="fp32")
+    ranks, exact = Ranks(device), replace(args, precision="fp32", compile="off")
     fast = make_iteration(args, *setup(args, device), fast=True, ranks=ranks)
     eager = make_iteration(exact, *setup(exact, device), fast=False, ranks=ranks)
     holds = verify.compare(fast, eager, args.verify, print, names, capture.ROUNDING[args.precision])

@@ -3,12 +3,12 @@
     python -m ppo_fast.train --num-envs 64
     python -m ppo_fast.train --env-id Acrobot-v1 --seed 3 --track --wandb-mode offline
 
-All of it is written eagerly; the block *Executables* compiles or captures it. Letters: T steps, N envs, B = T·N,
-M minibatch, S observation shape, A action dimensions, P parameters.
+All of it is written eagerly; the block *Executables* compiles, records or captures it. Letters: T steps, N envs,
+B = T·N, M minibatch, S observation shape, A action dimensions, P parameters.
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
@@ -16,9 +16,8 @@ from typing import Annotated, Any, Literal, NamedTuple
 import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor, nn
-from torch.func import functional_call
 
-from ppo_fast import capture, cli, crew, distributed, envs as environments, networks, normalize, ppo, session
+from ppo_fast import capture, cli, crew, distributed, envs as environments, graphs, networks, normalize, ppo, session
 from ppo_fast.cli import Range
 from ppo_fast.episodes import episode_stats
 
@@ -131,10 +130,9 @@ class Agent(nn.Module):
         return self.critic(self.features(obs)).squeeze(-1)
 
     def act(self, obs: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Actions (N, ...), drawn with noise or, without it, the most likely ones; and their log-probabilities (N,)."""
+        """Actions (N, ...), drawn with noise or, without it, the most likely ones; and what the policy said, (N, H)."""
         outputs = self.policy(obs, self.features(obs))
-        action = self.head.mode(outputs) if noise is None else self.head.sample(outputs, noise)
-        return action, self.head.log_prob_entropy(outputs, action)[0]
+        return self.head.mode(outputs) if noise is None else self.head.sample(outputs, noise), outputs
 
     def forward(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Log-probability and entropy of the policy, and V: each (M,)."""
@@ -171,9 +169,15 @@ class Batch(NamedTuple):
 def new_rollout(args: Args, envs: Any, agent: Agent) -> Rollout:
     """The rollout's tensors, allocated once on the device; every row valid."""
     obs, number, flag = (agent.obs_shape, torch.float32), ((), torch.float32), ((), torch.bool)
-    columns = [obs, (agent.head.action_shape, agent.head.action_dtype), number, number, flag, flag, obs, flag]
+    kinds = [obs, (agent.head.action_shape, agent.head.action_dtype), number, number, flag, flag, obs, flag]
     size = (args.num_steps, args.num_envs)
-    return Rollout(*(torch.ones(*size, *shape, dtype=dtype, device=envs.device) for shape, dtype in columns))
+    return Rollout(*(torch.ones(*size, *shape, dtype=dtype, device=envs.device) for shape, dtype in kinds))
+
+
+def columns(agent: Agent, steps: list[Rows]) -> list[Tensor]:
+    """The columns of a Rollout from its steps; log π, of all at once, from what the policy said in its place."""
+    found = [torch.stack(column) for column in zip(*steps, strict=True)]
+    return [*found[:2], agent.head.log_prob(found[2], found[1]), *found[3:]]
 
 
 def collect(agent: Agent, envs: environments.TensorVectorEnv, state: Rows, rollout: Rows, noise: Rows) -> None:
@@ -181,23 +185,25 @@ def collect(agent: Agent, envs: environments.TensorVectorEnv, state: Rows, rollo
     ...) each, which moves the state on and writes the first seven columns of a Rollout, (C, N, ...)."""
     (*now, obs), steps = state, []
     for action_noise, env_noise in zip(noise[0].unbind(), noise[1].unbind(), strict=True):
-        action, log_prob = agent.act(obs, action_noise)
-        now, next_obs, reward, terminated, truncated, final_obs = envs.step_state(tuple(now), action, env_noise)
-        steps.append((obs, action, log_prob, reward, terminated, truncated, final_obs))
+        action, outputs = agent.act(obs, action_noise)
+        now, next_obs, *results, final_obs = envs.step_state(tuple(now), action, env_noise)
+        steps.append((obs, action, outputs, *results, final_obs))
         obs = next_obs
-    capture.assign((*state, *rollout), (*now, obs, *(torch.stack(column) for column in zip(*steps, strict=True))))
+    capture.assign((*state, *rollout), (*now, obs, *columns(agent, steps)))
 
 
-def collect_from_host(act: Callable, agent: Agent, envs: Any, obs: Tensor, noise: Tensor, rollout: Rollout) -> Tensor:
-    """T steps of a host environment into the rollout; returns the observation (N, *S) to go on from."""
-    for t, action_noise in enumerate(noise.unbind()):
-        action, log_prob = act(agent, obs, action_noise)
-        next_obs, reward, terminated, truncated, info = envs.step(action)
-        row = (obs, action, log_prob, reward, terminated, truncated, info["final_obs"], info["valid"])
-        for column, x in zip(rollout, row, strict=True):
-            column[t] = x
-        obs = next_obs
-    return obs
+def collect_from_host(act: Callable, agent: Agent, envs: Any, group: int, obs: Tensor, rows: Rows) -> Iterator[None]:
+    """T steps of one group of host environments, in place: moves obs on and writes a Rollout; rows are noise and the
+    columns of that, (T, n, ...). It yields while the group steps, so that the policy can act for another."""
+    now, steps = obs, []
+    for action_noise in rows[0].unbind():
+        action, outputs = act(agent, now, action_noise)
+        envs.step_async(action, group)
+        yield
+        next_obs, *results, info = envs.step_wait(group)
+        steps.append((now, action, outputs, *results, info["final_obs"], info["valid"]))
+        now = next_obs
+    capture.assign((obs, *rows[1:]), (now, *columns(agent, steps)))
 
 
 def collect_on_device(collect: Callable, agent: Agent, envs: Any, state: Rows, rollout: Rows, noise: Rows) -> None:
@@ -219,26 +225,24 @@ def advantages(
     if value.is_cuda:
         next_value = torch.where(cut, agent.value(rollout.final_obs), next_value)
     else:  # where the host may look, only the few truncated rows cost a forward pass
-        rows = cut.nonzero(as_tuple=True)
-        next_value = next_value.index_put(rows, agent.value(rollout.final_obs[rows]))
+        few = cut.nonzero(as_tuple=True)
+        next_value = next_value.index_put(few, agent.value(rollout.final_obs[few]))
     advantage, returns = ppo.gae(reward, value, next_value, *flags, args.gamma, args.gae_lambda)
-    columns = (rollout.obs, rollout.action, rollout.log_prob, advantage, returns, value, valid)
-    batch = Batch._make(x if x is None else x.flatten(0, 1) for x in columns)
+    rows = (rollout.obs, rollout.action, rollout.log_prob, advantage, returns, value, valid)
+    batch = Batch._make(x if x is None else x.flatten(0, 1) for x in rows)
     return batch, ppo.explained_variance(value, returns, valid)
 
 
 def loss(parameters: dict[str, Tensor], agent: Agent, args: Args, batch: Batch) -> tuple[Tensor, Tensor]:
     """PPO's loss on one minibatch (M rows) and the statistics STATISTICS[:-1]."""
-    log_prob, entropy, value = functional_call(agent, parameters, (batch.obs, batch.action))
+    log_prob, entropy, value = networks.call(agent, parameters, batch.obs, batch.action)
     log_ratio = log_prob - batch.log_prob
-    ratio = log_ratio.exp()
-    valid = batch.valid
+    ratio, valid = log_ratio.exp(), batch.valid
     policy_loss = ppo.policy_loss(ratio, batch.advantage, args.clip_coef, valid)
-    value_clip = args.clip_coef if args.clip_vloss else None
-    value_loss = ppo.value_loss(value, batch.value, batch.returns, value_clip, valid)
+    value_loss = ppo.value_loss(value, batch.value, batch.returns, args.clip_coef if args.clip_vloss else None, valid)
     entropy = ppo.masked_mean(entropy, valid)
-    kls = [ppo.approx_kl(log_ratio, estimator, valid) for estimator in ("k1", "k3")]
-    clipped = ppo.clip_fraction(ratio, args.clip_coef, valid)
+    kls = [ppo.approx_kl(log_ratio.detach(), estimator, valid) for estimator in ("k1", "k3")]
+    clipped = ppo.clip_fraction(ratio.detach(), args.clip_coef, valid)
     statistics = torch.stack([policy_loss, value_loss, entropy, *kls, clipped])
     return policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy, statistics
 
@@ -259,8 +263,7 @@ def shuffled(args: Args, reduce: Callable | None, batch: Batch, order: Tensor) -
 
 def gradient(agent: Agent, args: Args, theta: Tensor, rows: Batch, share: float | Tensor) -> Tensor:
     """Forward and backward on a share of a minibatch: what it adds to the gradient and STATISTICS[:-1], (P + 6,)."""
-    parameters = networks.unflatten(theta, {name: parameter.shape for name, parameter in agent.named_parameters()})
-    gradients, _, statistics = ppo.value_and_gradients(loss, parameters, agent, args, rows)
+    gradients, _, statistics = ppo.value_and_gradients(loss, networks.parameters_of(agent, theta), agent, args, rows)
     return torch.cat([networks.flatten(gradients), statistics]) * share
 
 
@@ -288,11 +291,10 @@ def learn(
     args: Args, shuffle: Callable, update: Callable, batch: Batch, learner: ppo.Learner, draw: Any, parts: int = 1
 ) -> Tensor:
     """K epochs of shuffled minibatches; returns the mean of STATISTICS over the updates made, on the device."""
-    minibatches = list(ppo.minibatch_sizes(args.batch_size, args.num_minibatches))
     rows, made, active = [], [], learner.active
     for _ in range(args.update_epochs):
         whole = shuffle(batch, torch.randperm(args.batch_size, generator=draw, device=draw.device))
-        for minibatch in ppo.split(whole, minibatches):
+        for minibatch in ppo.split(whole, ppo.minibatch_sizes(args.batch_size, args.num_minibatches)):
             made.append(active.float())
             rows.append(update(ppo.split(minibatch, ppo.minibatch_sizes(len(minibatch.obs), parts))))
         approx_kl = rows[-1][STATISTICS.index("approx_kl")]
@@ -310,10 +312,11 @@ def make_iteration(
     args: Args, envs: Any, agent: Agent, learner: ppo.Learner, fast: bool, ranks: distributed.Ranks | None = None
 ) -> capture.Phases:
     """One iteration in two phases, the second of which returns METRICS as one device tensor."""
-    # Executables: the one block where anything is compiled or captured; `fast` asks for it.
+    # Executables: the one block where anything is compiled, recorded or captured; `fast` asks for the first or last.
     ranks = ranks or distributed.Ranks(envs.device)
     device, on_device = ranks.device, isinstance(envs, environments.TensorVectorEnv)
-    wrap, threads = capture.Compiled if fast else capture.eager, crew.Crew(device, fast)
+    wrap = graphs.Compiled if fast else graphs.Recorded if capture.records(args, device) else graphs.plain
+    threads = crew.Crew(device, wrap is not graphs.plain, started=not fast)
     parts = len(threads.sizes(args.batch_size // args.num_minibatches, crew.FEW_ROWS))
     alone, find = ranks.world_size == 1, partial(gradient, agent, args)
     whole = alone and parts == 1  # then an update is one graph
@@ -337,7 +340,7 @@ def make_iteration(
             noises = lanes(1, (noise, envs.draw_noise(args.num_steps)))
             fused_collect([(agent, envs, *lane, both) for lane, both in zip(own, noises, strict=True)])
         else:
-            obs.copy_(collect_from_host(fused_act, agent, envs, obs.clone(), noise, rollout))
+            environments.take_turns(partial(collect_from_host, fused_act, agent, envs), envs, obs, (noise, *rollout))
 
     def learn_phase() -> Tensor:
         value = torch.cat(fused_value([(agent, x) for x in torch.cat([rollout.obs, obs[None]]).tensor_split(parts)]))
@@ -354,14 +357,13 @@ def make_iteration(
         sums = (*episodes[:3], rollout.valid.sum(), ~learner.sound)
         return torch.cat([statistics, torch.stack([x.double() for x in (explained, learner.learning_rate, *sums)])])
 
-    def restart(seed: int | None) -> None:  # None: in new workers
-        obs.copy_(envs.restart() if seed is None else envs.reset(seed=seed)[0])
-
     state = learner._asdict() | {f"rollout.{name}": x for name, x in rollout._asdict().items()} | {"obs": obs}
     state |= {"carry_return": carry[0], "carry_length": carry[1], "advantage": estimate}
     state |= {f"agent.{name}": x for name, x in agent.named_buffers()}
     state |= {f"env{i}": x for i, x in enumerate(envs.state)} if on_device else {}
-    generators, begin = ([draw, envs.generator], None) if on_device else ([draw], restart)
+    generators = [draw, envs.generator] if on_device else [draw]
+    # With None in new workers.
+    begin = None if on_device else lambda seed: obs.copy_(envs.restart() if seed is None else envs.reset(seed=seed)[0])
     one_thread = fast or args.batch_size <= capture.EAGER_ROWS * args.num_minibatches
     phases = capture.Phases(collect_phase, learn_phase, state, generators, threads, one_thread, begin)
     return phases.ready(device, args.seed) if fast else phases
@@ -369,7 +371,7 @@ def make_iteration(
 
 def setup(args: Args, device: torch.device) -> tuple[Any, Agent, ppo.Learner]:
     """Environments, agent and learner. The flags alone decide them: equal flags give equal ones."""
-    envs = environments.make(args.env_id, args.num_envs, device, args.backend, timeout=args.env_timeout)
+    envs = environments.make(args.env_id, args.num_envs, device, args.backend, **args.env_options)
     agent = Agent(envs, args, torch.Generator().manual_seed(args.seed)).to(device)
     return envs, agent, ppo.new_learner(networks.flatten_parameters(agent), args.learning_rate)
 

@@ -25,6 +25,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppo_fast import capture, crew, ppo, session, train
 from ppo_fast.distributed import Ranks
+from ppo_fast.graphs import Compiled
 from ppo_fast.train import Args, Batch
 
 # torch warns of what torch.compile itself does: it instantiates an autograd.Function, and imports torch.jit.
@@ -153,7 +154,7 @@ def test_a_recompile_would_be_seen(graphs):
     def step(x, rate):
         return x * rate
 
-    compiled = capture.Compiled(step)
+    compiled = Compiled(step)
     for rate in (0.5, 0.5, 0.25):
         compiled(torch.ones(3), rate)
     assert graphs.frame_count == 2
@@ -168,7 +169,7 @@ def test_known_shapes_go_straight_to_their_code(graphs):
         terms = (1.5 if y is None else y.sum() * (2 if rate is None else rate) for y, rate in pairs)
         return sum(terms, x.sum() + offset) * len(x)
 
-    compiled, x, y = capture.Compiled(partial(total, 100.0)), torch.arange(12.0), torch.ones(12)
+    compiled, x, y = Compiled(partial(total, 100.0)), torch.arange(12.0), torch.ones(12)
     cases = [
         (x, ((y, 1.0),)),
         (x[::2], ((y, 1.0),)),

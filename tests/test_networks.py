@@ -466,7 +466,8 @@ def test_the_agents_three_entrances_agree():
         for p in module.parameters():
             p.data += 0.1 * torch.randn(p.shape, generator=generator())
         obs = torch.randn(6, 4, generator=generator())
-        action, log_prob = module.act(obs, module.head.draw_noise((6,), generator()))
+        action, outputs = module.act(obs, module.head.draw_noise((6,), generator()))
+        log_prob = module.head.log_prob(outputs, action)
         again, entropy, value = module(obs, action)
         torch.testing.assert_close(log_prob, again)
         torch.testing.assert_close(value, module.value(obs))
@@ -503,3 +504,26 @@ def test_a_forbidden_action_gets_no_gradient() -> None:
 def test_a_gaussian_starts_at_the_deviation_asked_for() -> None:
     head = networks.make_head(spaces.Box(-1, 1, (3,)), log_std=-1.5)
     assert isinstance(head, networks.GaussianHead) and head.log_std.tolist() == [-1.5] * 3
+
+
+def test_parameters_are_the_modules_own_or_those_of_another_vector() -> None:
+    module = networks.MLP([3, 5, 2], 1.0, generator())
+    theta, x = networks.flatten_parameters(module), torch.randn(4, 3, generator=generator())
+    own = networks.parameters_of(module, theta)
+    assert list(own) == [name for name, _ in module.named_parameters()]
+    assert all(own[name] is parameter for name, parameter in module.named_parameters())
+    assert torch.equal(networks.call(module, own, x), module(x))
+    other = networks.parameters_of(module, theta * 2)
+    assert all(torch.equal(other[name], 2 * own[name]) for name in own)
+    assert not torch.equal(networks.call(module, other, x), module(x))
+    with torch.no_grad():
+        theta.mul_(2)
+    assert torch.equal(networks.call(module, other, x), module(x))
+
+
+@pytest.mark.parametrize("space", [spaces.Discrete(4), spaces.MultiDiscrete([2, 3]), spaces.Box(-1, 1, (3,))])
+def test_log_prob_alone_is_the_one_beside_the_entropy(space: spaces.Space) -> None:
+    head = networks.make_head(space)
+    outputs = torch.randn(6, 5, head.outputs, generator=generator())
+    action = head.sample(outputs, head.draw_noise((6, 5), generator()))
+    assert torch.equal(head.log_prob(outputs, action), head.log_prob_entropy(outputs, action)[0])

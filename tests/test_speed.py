@@ -22,7 +22,8 @@ def counted_flops(args: train.Args) -> float:
     obs = torch.randn(rows, *agent.obs_shape)
     noise = agent.head.draw_noise((rows,), torch.Generator().manual_seed(0))
     with FlopCounterMode(display=False) as counter:
-        action, log_prob = agent.act(obs, noise)
+        action, outputs = agent.act(obs, noise)
+        log_prob = agent.head.log_prob(outputs, action)
         value = agent.value(obs)
         batch = train.Batch(obs, action, log_prob, torch.randn(rows), torch.randn(rows), value, None)
         shapes = {name: parameter.shape for name, parameter in agent.named_parameters()}

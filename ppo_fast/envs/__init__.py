@@ -29,6 +29,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
 from ppo_fast.envs import envpool
+from ppo_fast.envs.groups import HostGroups, take_turns
 from ppo_fast.envs.host import EnvironmentFault, HostVectorEnv
 from ppo_fast.envs.singles import SingleVectorEnv, find_kind
 from ppo_fast.envs.tensor import TensorVectorEnv
@@ -37,10 +38,12 @@ from ppo_fast.envs.workers import WorkerVectorEnv
 __all__ = [
     "BACKENDS",
     "EnvironmentFault",
+    "HostGroups",
     "HostVectorEnv",
     "TensorVectorEnv",
     "available_backends",
     "make",
+    "take_turns",
 ]
 
 BACKENDS = ("auto", "tensor", "entry_point", "sync", "async", "envpool")
@@ -61,8 +64,9 @@ def make(
     *,
     timeout: float = 60.0,
     num_workers: int | None = None,
+    groups: int = 1,
     **env_kwargs: Any,
-) -> TensorVectorEnv | HostVectorEnv:
+) -> TensorVectorEnv | HostVectorEnv | HostGroups:
     """Make N environments behind the contract above.
 
     `auto` takes the first of these that exists and takes `env_kwargs`: a tensor environment, a registered vector
@@ -78,6 +82,7 @@ def make(
         timeout: async only: seconds that one environment may take for a step, a reset or its start; a worker beyond
             it is a fault.
         num_workers: async only: processes, each with a block of environments; None for one on each usable CPU.
+        groups: async and envpool only: parts that step by turns (HostGroups), each with workers or threads of its own.
         env_kwargs: for the environment, e.g. `max_episode_steps`; `render_mode` needs the sync or envpool backend, and
             `auto` picks sync then.
 
@@ -87,28 +92,54 @@ def make(
         of sync, async and envpool have `restart`, and raise EnvironmentFault where they know which one failed.
 
     Raises:
-        ValueError: naming --env-id, --num-envs or --backend, in one line.
+        ValueError: naming --env-id, --num-envs, --backend or --env-groups, in one line.
         EnvironmentFault: when an environment raises, dies or hangs while it is made in a worker.
     """
     if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
         raise ValueError(f"--num-envs: must be a whole number of at least 1, got {num_envs}")
     if backend not in BACKENDS:
         raise ValueError(f"--backend: no backend {backend!r}; choose from {', '.join(BACKENDS)}")
+    how = (torch.device(device), backend, timeout, num_workers, env_kwargs)
+    if groups == 1:
+        return _make_one(env_id, num_envs, *how)
+    if backend not in ("async", "envpool"):
+        raise ValueError(f"--env-groups: needs --backend async or envpool, which step beside the policy, not {backend}")
+    if groups > num_envs:
+        raise ValueError(f"--env-groups: {num_envs} environments can't be parted into {groups} groups")
+    made: list[Any] = []
+    with contextlib.ExitStack() as stack:
+        for number in range(groups):
+            made.append(_make_one(env_id, num_envs // groups + (number < num_envs % groups), *how))
+            stack.callback(made[-1].close)
+        stack.pop_all()
+    return HostGroups(made)
+
+
+def _make_one(
+    env_id: str,
+    num_envs: int,
+    device: torch.device,
+    backend: str,
+    timeout: float,
+    num_workers: int | None,
+    env_kwargs: dict[str, Any],
+) -> TensorVectorEnv | HostVectorEnv:
+    """One group, all checked but the id and the backend's fitness for it."""
     if backend == "envpool" and not envpool.installed():
         raise ValueError('--backend: envpool needs a package that is missing; pip install "ppo_fast[envpool]"')
     spec = _find_spec(env_id)
     if backend == "envpool" or (backend == "auto" and spec is None):
-        return _make_envpool(spec, env_id, num_envs, torch.device(device), env_kwargs)
+        return _make_envpool(spec, env_id, num_envs, device, env_kwargs)
     if spec is None:
         raise ValueError(f"--backend: {env_id} has no {backend} backend; it has envpool")
     backend = _choose(spec, env_id, backend, env_kwargs)
     try:
         if backend == "tensor":
-            env = _make_tensor(spec, num_envs, torch.device(device), env_kwargs)
+            env = _make_tensor(spec, num_envs, device, env_kwargs)
             env.spec_id = env_id
             return env
         remake = _remaker(spec, env_id, num_envs, backend, env_kwargs, timeout, num_workers)
-        return _adapt(remake, torch.device(device), backend, env_id)
+        return _adapt(remake, device, backend, env_id)
     except (error.DependencyNotInstalled, ImportError) as problem:
         raise ValueError(f"--env-id: {env_id} needs a package that is missing; {_remedy(spec, problem)}") from problem
     except error.Error as problem:

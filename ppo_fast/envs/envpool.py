@@ -115,8 +115,17 @@ class EnvPoolVectorEnv(VectorEnv):
 
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         """Step all with actions (N, ...)."""
+        self.step_async(actions)
+        return self.step_wait()
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Hand actions (N, ...) to the pool's threads and return; `step_wait` has to follow."""
         self._fresh_from = None
-        obs, reward, terminated, truncated, _ = self._pool.step(actions)
+        self._pool.send(actions)
+
+    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """What `step` returns, once every environment has stepped."""
+        obs, reward, terminated, truncated, _ = self._pool.recv()
         self._encoder.write(obs, self._obs)
         self._elapsed += 1
         if self.max_episode_steps:

@@ -6,6 +6,7 @@ S observation shape.
 
 import warnings
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -68,7 +69,7 @@ class HostVectorEnv(VectorEnv):
         self.envs = envs
         self.device = torch.device(device)
         self.backend, self.spec_id, self.spec = backend, spec_id, envs.spec
-        self.num_envs = envs.num_envs
+        self.num_envs, self.group_sizes = envs.num_envs, [envs.num_envs]
         self._mode = _autoreset_mode(envs)
         ObservationEncoder(envs.single_observation_space, spec_id)
         self._decoder = ActionDecoder(envs.single_action_space, envs.num_envs, spec_id)
@@ -86,15 +87,16 @@ class HostVectorEnv(VectorEnv):
         self._previous: torch.Tensor | None = None
         self._warned = False
         self._remake, self._seed, self._restarts = remake, None, 0
+        self._begun: Callable[[], Any]
 
     def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+        self, *, seed: int | list[int] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
         """Start new episodes.
 
         Args:
             seed: gives each sub-environment of sync, async and envpool its own seed, spread so that neighbouring seeds
-                share none; a vector entry point gets the number itself.
+                share none; a vector entry point gets the number itself. A list has one for each.
             options: handed to the environments; `reset_mask` (N,) bool resets only some, where `envs` supports it.
 
         Returns:
@@ -123,7 +125,8 @@ class HostVectorEnv(VectorEnv):
         self._previous = None
         if self._seed is None:
             return self._begin(None, None)
-        (fresh,) = np.random.SeedSequence([self._seed, self._restarts]).generate_state(1)
+        seeds = self._seed if isinstance(self._seed, list) else [self._seed]
+        (fresh,) = np.random.SeedSequence([*seeds, self._restarts]).generate_state(1)
         return self._begin(int(fresh) >> 1, None)
 
     def step(
@@ -138,7 +141,25 @@ class HostVectorEnv(VectorEnv):
         Raises:
             ValueError: when the actions have another shape.
         """
-        obs, reward, terminated, truncated, info = self.envs.step(self._decoder(actions))  # type: ignore[arg-type]
+        self.step_async(actions)
+        return self.step_wait()
+
+    def step_async(self, actions: torch.Tensor | np.ndarray, group: int = 0) -> None:
+        """Begin a step, which goes on in other threads or processes where `envs` has such; `step_wait` has to follow.
+
+        The names are those of gymnasium.vector.AsyncVectorEnv. All environments are group 0 (see HostGroups).
+        """
+        decoded: Any = self._decoder(actions)
+        begin = getattr(self.envs, "step_async", None)
+        self._begun = partial(self.envs.step, decoded) if begin is None else self.envs.step_wait  # pyright: ignore[reportAttributeAccessIssue]
+        if begin is not None:
+            begin(decoded)
+
+    def step_wait(
+        self, group: int = 0
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+        """What `step` returns, of the step that `step_async` began."""
+        obs, reward, terminated, truncated, info = self._begun()
         valid = ~self._ended
         reward, terminated, truncated = host_array(reward), host_array(terminated), host_array(truncated)
         if self._mode is AutoresetMode.NEXT_STEP:
@@ -181,20 +202,18 @@ class HostVectorEnv(VectorEnv):
             else:
                 warnings.warn(f"{self.spec_id or 'the environment'} did not close: {problem!r}", stacklevel=2)
 
-    def _begin(self, seed: int | None, options: dict[str, Any] | None) -> torch.Tensor:
+    def _begin(self, seed: int | list[int] | None, options: dict[str, Any] | None) -> torch.Tensor:
         """Start new episodes: the observations (N, *S)."""
         obs, info = self.envs.reset(seed=self.spread(seed), options=None if options is None else dict(options))
         mask = True if options is None else options.get("reset_mask", True)
         self._ended &= ~np.asarray(mask, dtype=bool)
         return self._send(self._encode(obs, info))
 
-    def spread(self, seed: int | None) -> Any:
+    def spread(self, seed: int | list[int] | None) -> Any:
         """Per-environment seeds. With Gymnasium's seed, seed + 1, ... neighbouring seeds would share most episodes."""
-        if seed is not None and seed < 0:
-            raise ValueError(f"--seed: must be 0 or more, got {seed}")
-        if seed is None or self.backend not in ("sync", "async", "envpool"):
-            return seed
-        return [int(word) >> 1 for word in np.random.SeedSequence(int(seed)).generate_state(self.num_envs)]
+        if isinstance(seed, int) and (seed < 0 or self.backend in ("sync", "async", "envpool")):
+            return spread_seeds(seed, self.num_envs)
+        return seed
 
     def _final_obs(self, info: dict[str, Any], done: np.ndarray, encoded: torch.Tensor) -> torch.Tensor:
         """The true successors (N, *S): `encoded` with the final observations where `done`."""
@@ -263,6 +282,17 @@ class HostVectorEnv(VectorEnv):
         staged = self._empty(array.shape, torch.bool if dtype is bool else torch.float32)
         staged.numpy()[...] = array
         return self._send(staged)
+
+
+def spread_seeds(seed: int, num_envs: int) -> list[int]:
+    """N seeds from one, none of them shared with its neighbours' (numpy.random.SeedSequence).
+
+    Raises:
+        ValueError: for a negative one.
+    """
+    if seed < 0:
+        raise ValueError(f"--seed: must be 0 or more, got {seed}")
+    return [int(word) >> 1 for word in np.random.SeedSequence(seed).generate_state(num_envs)]
 
 
 def _autoreset_mode(envs: VectorEnv) -> AutoresetMode:

@@ -180,6 +180,9 @@ class SingleVectorEnv(VectorEnv):
     def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         """Step all with actions (N, *A)."""
         self._run_step(actions)
+        return self._stepped()
+
+    def _stepped(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
         rows = self._rows
         return rows.obs, rows.reward, rows.terminated, rows.truncated, {"final_obs": rows.final_obs}
 

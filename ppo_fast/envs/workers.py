@@ -88,7 +88,21 @@ class WorkerVectorEnv(SingleVectorEnv):
             self.close()
             raise
 
+    def step_async(self, actions: np.ndarray) -> None:
+        """Hand out actions (N, *A) and return; `step_wait` has to follow."""
+        self._actions[...] = actions
+        self._tell("step")
+
+    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+        """What `step` returns, once every worker has stepped."""
+        self._answers()
+        return self._stepped()
+
     def _run(self, command: str, *arguments: Any) -> list[Any]:
+        self._tell(command, *arguments)
+        return [item for answer in self._answers() for item in answer or ()]
+
+    def _tell(self, command: str, *arguments: Any) -> None:
         if self.fault is not None:
             raise EnvironmentFault(self.fault.index, self.fault.reason)
         for worker, pipe in enumerate(self._pipes):
@@ -96,11 +110,10 @@ class WorkerVectorEnv(SingleVectorEnv):
                 pipe.send((command, arguments))
             except OSError:
                 self._raise_dead(worker)
-        return [item for answer in self._answers() for item in answer or ()]
 
     def _run_step(self, actions: np.ndarray) -> None:
-        self._actions[...] = actions
-        self._run("step")
+        self.step_async(actions)
+        self._answers()
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the environments. Workers that don't answer are killed: this neither hangs nor raises."""

@@ -1,0 +1,246 @@
+"""A function of tensors as a graph for each set of shapes: compiled, or recorded and replayed without Python.
+
+    fast = Compiled(function)    # some ten seconds to prepare, then as fast as it gets
+    fast = Recorded(function)    # some hundredths of a second, then up to twice as fast as eagerly
+
+The functions themselves are written once, eagerly. What is neither a tensor nor a number in their arguments has to stay
+as it is from call to call.
+"""
+
+import threading
+import types
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+# What a recording can't hold: a look at numbers, shapes that depend on numbers, random numbers.
+UNFIT = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.nondeterministic_seeded}
+# Between a function and its replay: no rounding differs, but a product may depend on where its numbers lie.
+CLOSE = {"rtol": 1e-4, "atol": 1e-6, "equal_nan": True}
+
+
+def plain(function: Callable[..., Any]) -> Callable[..., Any]:
+    """The function as it is."""
+    return function
+
+
+# For a CPU. Launches in C++; one thread, because a crew shares out whole functions (crew.py); what is costly and used
+# twice, such as tanh, is computed once; multiplications and additions fuse; minibatch indices are not checked, they
+# come from a permutation.
+CPU_OPTIONS = {
+    "cpp_wrapper": True,
+    "cpp.threads": 1,
+    "realize_opcount_threshold": 20,
+    "cpp.enable_floating_point_contract_flag": "fast",
+    "assert_indirect_indexing": False,
+}
+
+
+class Compiled:
+    """A function, or a partial of one, as one graph for each set of shapes; a graph break is an error.
+
+    A call of shapes that were there before goes straight to their code. torch.compile's own way there looks again at
+    everything that was read while compiling, which takes as long as a small update. Here nothing of it changes within a
+    run: numbers and shapes in the arguments make another key, and all other objects have to stay as they were.
+    """
+
+    def __init__(self, function: Any) -> None:
+        self._first, function = getattr(function, "args", ()), getattr(function, "func", function)
+        # Its own code object: dynamo keeps what it compiled per code object, and another run's flags are not ours.
+        code, self._rest = function.__code__.replace(), (function.__name__, function.__defaults__, function.__closure__)
+        self._own = types.FunctionType(code, function.__globals__, *self._rest)
+        options: Any = None if torch.cuda.is_available() else CPU_OPTIONS
+        self._compile = torch.compile(self._own, fullgraph=True, dynamic=False, options=options)
+        self._direct: dict[tuple, Callable[..., Any]] = {}
+
+    def __call__(self, *args: Any) -> Any:
+        key = shapes(args)
+        direct = self._direct.get(key)
+        if direct is not None:
+            return direct(*self._first, *args)
+        before = self._codes()
+        result = self._compile(*self._first, *args)
+        new = [code for code in self._codes() if code not in before]
+        if len(new) == 1:  # it takes the function's own arguments
+            self._direct[key] = types.FunctionType(new[0], self._own.__globals__, *self._rest)
+        return result
+
+    def _codes(self) -> list[types.CodeType]:
+        """What dynamo has made of this function."""
+        from torch._dynamo.eval_frame import _debug_get_cache_entry_list  # seconds that an eager run does not spend
+
+        return [entry.code for entry in _debug_get_cache_entry_list(self._own.__code__)]
+
+
+def shapes(args: Iterable[Any]) -> tuple:
+    """What decides which code is called: tensors' layout and type, numbers, what is None; not the objects besides."""
+    key: list[Any] = []
+    for x in args:
+        if isinstance(x, Tensor):
+            key.append((x.shape, x.stride(), x.dtype))
+        elif isinstance(x, tuple | list):
+            key.append(shapes(x))
+        elif x is None or isinstance(x, float | int):
+            key.append(x)
+    return tuple(key)
+
+
+class Recorded:
+    """A function, or a partial of one, whose operations are recorded once for each set of shapes and then replayed.
+
+    On a CPU an eager operation on a few rows costs more in Python, argument parsing and autograd than in its numbers.
+    The same operations in the same order, backward pass included, run without that in TorchScript's interpreter.
+    Nothing is fused or rewritten, so the numbers are the eager function's, bit for bit. The interpreter holds no Python
+    lock either: a crew's threads run side by side (crew.py).
+
+    The first call runs the function and records, the second runs both and compares, the third replays. The function may
+    change its tensors in place, but no others. One that can't be recorded, or whose replay gives other numbers than
+    itself (because it keeps something in Python's variables, say), is called as it is.
+    """
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+        self.lock = threading.RLock()
+        self._replays: dict[tuple, Callable[..., Any]] = {}
+
+    def __call__(self, *args: Any) -> Any:
+        replay = self._replays.get(shapes(args))
+        return self._prepare(args) if replay is None else replay(*args)
+
+    def _prepare(self, args: tuple) -> Any:
+        """The first two calls: record, then compare."""
+        with self.lock:
+            key = shapes(args)
+            if key in self._replays:
+                return self._replays[key](*args)
+            tape = Tape()
+            with tape:
+                result = self.function(*args)
+            replay = tape.replay(args, result) if tape.unfit is None else None
+            self._replays[key] = self._alone if replay is None else partial(self._compare, key, replay)
+        return result
+
+    def _compare(self, key: tuple, replay: Callable[..., Any], *args: Any) -> Any:
+        """The second call: the function itself beside the replay."""
+        copies = pytree.tree_map_only(Tensor, torch.clone, args)
+        replayed = replay(*copies)
+        result = self._alone(*args)
+        pairs = zip(tensors((copies, replayed)), tensors((args, result)), strict=True)
+        same = all(torch.allclose(a, b, **CLOSE) for a, b in pairs)
+        self._replays[key] = replay if same else self._alone
+        return result
+
+    def _alone(self, *args: Any) -> Any:
+        with self.lock:  # of a crew's threads only one can have its gradient taken
+            return self.function(*args)
+
+
+class Tape(TorchDispatchMode):
+    """Everything that reaches the device while this is entered: below autograd, so the backward pass too.
+
+    Attributes:
+        unfit: the name of an operation that can't be replayed, or None.
+    """
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # to skip it, torch would first import it, which takes seconds
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.unfit: str | None = None
+        self._calls: list[tuple[Any, tuple, dict, Any]] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        result = func(*args, **(kwargs or {}))
+        # torch says of every index that its shape may depend on numbers, but only that of a mask does.
+        whole = func is torch.ops.aten.index.Tensor and all(x.dtype is not torch.bool for x in tensors(args[1]))
+        if UNFIT.intersection(func.tags) and not whole:
+            self.unfit = str(func)
+        self._calls.append((func, args, kwargs or {}, result))  # keeps the tensors, and with them their ids, alive
+        return result
+
+    def replay(self, args: tuple, result: Any) -> Callable[..., Any] | None:
+        """What repeats the calls for other arguments like these, whose result was `result`; None if nothing can."""
+        given = list(tensors(args))
+        places = {id(x): place for place, x in enumerate(given)}
+        outside: list[Tensor] = []  # read but not given, such as an agent's parameters: handed in at each replay
+
+        def place(x: Tensor) -> _Place:
+            if id(x) not in places:
+                outside.append(x)
+            return _Place(places.setdefault(id(x), len(places)))
+
+        steps, fixed = [], set[int]()
+        for func, words, named, returned in self._calls:
+            words, named = pytree.tree_map_only(Tensor, place, (words, named))
+            fixed.update(places[id(x)] for x in outside)
+            found = [places.setdefault(id(x), len(places)) for x in tensors(returned)]
+            if _touches(func, words, fixed):
+                if func._schema.is_mutable:
+                    return None
+                fixed.update(found)
+            steps.append((func, words, named, found))
+        leaves, structure = pytree.tree_flatten(result)
+        ends = [place(x).index for x in leaves if isinstance(x, Tensor)]
+        rest = [None if isinstance(x, Tensor) else (x,) for x in leaves]  # what is no tensor, in brackets
+        starts = [*range(len(given)), *(places[id(x)] for x in outside)]
+        call = _interpreted(lambda *inputs: _run(steps, starts, ends, inputs), [*map(torch.clone, given), *outside])
+
+        def replay(*args: Any) -> Any:
+            answers = iter(call(*tensors(args), *outside))
+            return pytree.tree_unflatten([next(answers) if x is None else x[0] for x in rest], structure)
+
+        return replay
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Stands for a tensor in a recorded call."""
+
+    index: int
+
+
+def _touches(func: Any, words: tuple, fixed: set[int]) -> bool:
+    """Whether a call writes to one of these tensors, or returns a view of one."""
+    for argument, word in zip(func._schema.arguments, words, strict=False):
+        if argument.alias_info is not None and any(x.index in fixed for x in _leaves(word, _Place)):
+            return argument.alias_info.is_write or not func._schema.is_mutable
+    return False
+
+
+def _run(steps: list, starts: list[int], ends: list[int], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+    """Repeat the calls: what the interpreter's graph is made from."""
+    values = dict(zip(starts, inputs, strict=True))
+    for func, words, named, found in steps:
+        words, named = pytree.tree_map_only(_Place, lambda x: values[x.index], (words, named))
+        values.update(zip(found, tensors(func(*words, **named)), strict=True))
+    return tuple(values[end] for end in ends) or inputs[:1]
+
+
+def _interpreted(run: Callable[..., Any], inputs: list[Tensor]) -> Callable[..., Any]:
+    """A function of tensors in TorchScript's interpreter."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch would rather see everything compiled
+        return torch.jit.trace(run, inputs, check_trace=False)  # pyright: ignore[reportReturnType]
+
+
+def _leaves(nest: Any, kind: type) -> Iterator[Any]:
+    """What is of this kind in nested tuples and lists, in order."""
+    if isinstance(nest, kind):
+        yield nest
+    elif isinstance(nest, tuple | list):
+        for x in nest:
+            yield from _leaves(x, kind)
+
+
+def tensors(nest: Any) -> Iterator[Tensor]:
+    """The tensors in nested tuples and lists, in order."""
+    return _leaves(nest, Tensor)
