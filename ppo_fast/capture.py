@@ -19,14 +19,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-# Measured with 64 envs of CartPole on 2 CPU cores, cold cache (benchmarks/LOG.md): seconds to compile everything, and
-# the share of an eager iteration that compiling saves.
-COMPILE_SECONDS = 45.0
-COMPILE_SAVES = 0.6
+# Measured with CartPole on 2 CPU cores (Zen 3), cold cache (benchmarks/LOG.md): seconds to compile everything, and the
+# share of a recorded iteration that compiling saves.
+COMPILE_SECONDS = 75.0
+COMPILE_SAVES = 0.5
 COMPILING = "a minute or two the first time, seconds once it is in the cache"
-# What an eager iteration costs on such a machine, to predict a run: per policy-and-environment step, per minibatch, and
-# per GFLOP of products.
-SECONDS_PER_STEP, SECONDS_PER_MINIBATCH, SECONDS_PER_GFLOP = 2.5e-4, 7e-4, 1.5e-2
+# What a recorded iteration costs on such a machine, to predict a run: per policy-and-environment step, per minibatch,
+# and per GFLOP of products, with the pointwise work beside them.
+SECONDS_PER_STEP, SECONDS_PER_MINIBATCH, SECONDS_PER_GFLOP = 2.5e-4, 1.3e-3, 3.8e-2
 
 # Recording takes as long as some ten eager iterations of a small run.
 FEW_ITERATIONS = 20
@@ -75,7 +75,7 @@ def compiler_on_path() -> bool:
     return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++") if name)
 
 
-def eager_seconds(flags: Any, parameters: int) -> float:
+def recorded_seconds(flags: Any, parameters: int) -> float:
     """Predicted seconds of a run on a CPU without compiling: launches of small kernels, and products."""
     flops = 2.0 * parameters * flags.batch_size * (1 + 3 * flags.update_epochs)
     minibatches = flags.update_epochs * flags.num_minibatches
@@ -98,7 +98,7 @@ def decide(flags: Any, device: torch.device, parameters: int) -> tuple[bool, str
         return False, f"{how} (warning: torch.compile needs a C++ compiler such as g++, and none is on the PATH)"
     if flags.compile == "on":
         return True, "compiled (--compile on)"
-    seconds = eager_seconds(flags, parameters)
+    seconds = recorded_seconds(flags, parameters)
     if seconds * COMPILE_SAVES > COMPILE_SECONDS:
         return True, "compiled (a run this long saves more time than compiling takes)"
     how = "recorded" if records(flags, device) else "eager"

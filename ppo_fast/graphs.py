@@ -121,6 +121,8 @@ class Recorded:
             if key in self._replays:
                 return self._replays[key](*args)
             tape = Tape()
+            # Under names of their own, so that what is given twice, or also read from elsewhere, counts as what it is.
+            args = pytree.tree_map_only(Tensor, torch.detach, args)
             with tape:
                 result = self.function(*args)
             replay = tape.replay(args, result) if tape.unfit is None else None

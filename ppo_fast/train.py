@@ -364,7 +364,7 @@ def make_iteration(
     generators = [draw, envs.generator] if on_device else [draw]
     # With None in new workers.
     begin = None if on_device else lambda seed: obs.copy_(envs.restart() if seed is None else envs.reset(seed=seed)[0])
-    one_thread = fast or args.batch_size <= capture.EAGER_ROWS * args.num_minibatches
+    one_thread = wrap is not graphs.plain or args.batch_size <= capture.EAGER_ROWS * args.num_minibatches
     phases = capture.Phases(collect_phase, learn_phase, state, generators, threads, one_thread, begin)
     return phases.ready(device, args.seed) if fast else phases
 

@@ -82,7 +82,7 @@ BY_KIND: list[tuple[tuple[str, ...], tuple[str, ...], str]] = [
         WHOLE,
         "a whole number of at least 1, got",
     ),
-    (("keep-checkpoints",), WHOLE, "a whole number of at least 1, got"),
+    (("keep-checkpoints", "env-groups"), WHOLE, "a whole number of at least 1, got"),
     (("eval-episodes", "verify", "env-restarts"), WHOLE[1:], "a whole number of at least 0, got"),
     (("learning-rate", "ent-coef", "vf-coef"), NOT_NEGATIVE, "a finite number of at least 0, got"),
     (("clip-coef", "max-grad-norm", "desired-kl", "env-timeout"), POSITIVE, "a finite number above 0, got"),
@@ -136,6 +136,9 @@ ROWS = [
     ("--env-id Blackjack-v1 --backend tensor", "--backend", "it has sync, async"),
     ("--env-id Blackjack-v1 --backend entry_point", "--backend", "it has sync, async"),
     ("--env-id Taxi-v4 --backend tensor", "--backend", "it has sync, async"),
+    ("--env-groups 2", "--env-groups", "needs --backend async or envpool, which step beside the policy, not auto"),
+    ("--env-groups 2 --backend sync", "--env-groups", "needs --backend async or envpool"),
+    ("--env-groups 5 --backend async --num-envs 4", "--env-groups", "4 environments can't be parted into 5 groups"),
     # sizes
     ("--num-envs 0", "--num-envs", "a whole number of at least 1, got 0"),
     ("--num-envs -5", "--num-envs", "a whole number of at least 1, got -5"),
@@ -396,6 +399,7 @@ CHANGED = {
         "--norm-obs": "False",
         "--shared-backbone": "True",
         "--cuda": "False",
+        "--env-groups": "2",
     },
 }
 

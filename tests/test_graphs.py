@@ -123,6 +123,30 @@ def test_arguments_that_share_memory_are_changed_in_order() -> None:
     assert torch.equal(*results) and torch.equal(*memories)
 
 
+def test_a_tensor_given_twice_or_also_read_from_elsewhere() -> None:
+    kept = numbers(0, 3)
+
+    def mixed(x: Tensor, pair: tuple[Tensor, Tensor]) -> Tensor:
+        return x + 10 * pair[0] + 100 * pair[1] + 1000 * kept
+
+    recorded, x = Recorded(mixed), numbers(1, 3)
+    for args in ((x, (x, x)), (kept, (x, kept)), (x, (kept, numbers(2, 3))), (kept, (kept, kept))):
+        assert torch.equal(recorded(*args), mixed(*args))
+
+
+def test_parameters_are_those_given() -> None:
+    """Not those that the module had when it was recorded."""
+    args = Args(num_envs=4, num_steps=4)
+    _, agent, learner = train.setup(args, CPU)
+    x = numbers(0, 16)
+    rows = train.Batch(numbers(1, 16, 4), torch.zeros(16).long(), x - 1, x, x, x, None)
+    recorded = Recorded(train.gradient)
+    for factor in (1.0, 1.0, 0.5, 2.0):
+        theta = learner.theta if factor == 1.0 else learner.theta * factor
+        wanted = train.gradient(agent, args, theta.clone(), rows, 1.0)
+        torch.testing.assert_close(recorded(agent, args, theta, rows, 1.0), wanted)
+
+
 def test_results_keep_their_structure() -> None:
     def many(batch: ppo.Learner, flag: bool) -> tuple:
         return batch, [batch.theta * 2, None], batch.theta[1:], flag, "word"
