@@ -185,7 +185,7 @@ class Tape(TorchDispatchMode):
             words, named = pytree.tree_map_only(Tensor, place, (words, named))
             fixed.update(places[id(x)] for x in outside)
             found = [places.setdefault(id(x), len(places)) for x in tensors(returned)]
-            if _touches(func, words, fixed):
+            if _touches(func, words, named, fixed):
                 if func._schema.is_mutable:
                     return None
                 fixed.update(found)
@@ -194,7 +194,10 @@ class Tape(TorchDispatchMode):
         ends = [place(x).index for x in leaves if isinstance(x, Tensor)]
         rest = [None if isinstance(x, Tensor) else (x,) for x in leaves]  # what is no tensor, in brackets
         starts = [*range(len(given)), *(places[id(x)] for x in outside)]
-        call = _interpreted(lambda *inputs: _run(steps, starts, ends, inputs), [*map(torch.clone, given), *outside])
+        try:
+            call = _interpreted(lambda *inputs: _run(steps, starts, ends, inputs), [*map(torch.clone, given), *outside])
+        except Exception:  # whatever an operation of somebody's environment has against it: the function itself runs
+            return None
 
         def replay(*args: Any) -> Any:
             answers = iter(call(*tensors(args), *outside))
@@ -210,10 +213,12 @@ class _Place:
     index: int
 
 
-def _touches(func: Any, words: tuple, fixed: set[int]) -> bool:
+def _touches(func: Any, words: tuple, named: dict[str, Any], fixed: set[int]) -> bool:
     """Whether a call writes to one of these tensors, or returns a view of one."""
-    for argument, word in zip(func._schema.arguments, words, strict=False):
-        if argument.alias_info is not None and any(x.index in fixed for x in _leaves(word, _Place)):
+    arguments = func._schema.arguments
+    given = dict(zip((argument.name for argument in arguments), words, strict=False)) | named
+    for argument in (each for each in arguments if each.alias_info is not None):
+        if any(x.index in fixed for x in _leaves(given.get(argument.name), _Place)):
             return argument.alias_info.is_write or not func._schema.is_mutable
     return False
 

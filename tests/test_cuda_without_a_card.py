@@ -59,7 +59,8 @@ def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 
 
 def built(flags: dict[str, Any]) -> tuple[ppo.Learner, capture.Phases]:
-    args = Args(**({"num_envs": 8, "num_steps": 6, "num_minibatches": 2, "update_epochs": 2} | flags))
+    sizes: dict[str, Any] = {"num_envs": 8, "num_steps": 6, "num_minibatches": 2, "update_epochs": 2}
+    args = Args(**(sizes | flags))
     envs = make(args.env_id, args.num_envs, CARD, "tensor")
     agent = train.Agent(envs, args)
     for parts in (dict(agent.named_parameters()), dict(agent.named_buffers())):

@@ -32,7 +32,7 @@ def flat(result: tuple) -> list[torch.Tensor]:
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("count", "sizes"), [(2, [4, 3]), (3, [3, 2, 2]), (7, [1] * 7)])
 def test_groups_change_no_trajectory(backend: str, count: int, sizes: list[int]) -> None:
-    one = make("CartPole-v1", 7, CPU, backend, max_episode_steps=20)
+    one: Any = make("CartPole-v1", 7, CPU, backend, max_episode_steps=20)
     some = make("CartPole-v1", 7, CPU, backend, groups=count, max_episode_steps=20)
     assert isinstance(some, HostGroups) and some.group_sizes == sizes and one.group_sizes == [7]
     assert torch.equal(one.reset(seed=5)[0], some.reset(seed=5)[0])
@@ -62,8 +62,8 @@ def test_a_reset_of_some_and_a_restart() -> None:
 def test_training_is_the_same(flags: dict[str, Any]) -> None:
     ends = []
     for groups in (1, 2):
-        sizes = {"num_envs": 8, "num_steps": 16, "total_timesteps": 8 * 16 * 4, "cuda": False, "backend": "async"}
-        args = Args(**(sizes | {"env_groups": groups} | flags))
+        sizes: dict[str, Any] = {"num_envs": 8, "num_steps": 16, "total_timesteps": 8 * 16 * 4, "cuda": False}
+        args = Args(**(sizes | {"backend": "async", "env_groups": groups} | flags))
         envs, agent, learner = train.setup(args, CPU)
         iteration = train.make_iteration(args, envs, agent, learner, fast=False)
         metrics = [iteration().clone() for _ in range(4)]

@@ -12,6 +12,7 @@ from dataclasses import replace
 from typing import Any
 
 import gymnasium
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -214,17 +215,35 @@ def test_random_numbers_go_on() -> None:
 
 
 def test_a_tensor_that_was_not_given_is_changed_once_a_call() -> None:
-    kept, view = torch.zeros(3), torch.zeros(3)
+    kept, view, out = torch.zeros(3), torch.zeros(3), torch.zeros(3)
 
     def count(x: Tensor) -> Tensor:
         kept.add_(x)
         view[1:].add_(x[1:])
+        torch.add(out, x, out=out)
         return kept + view
 
     recorded = Recorded(count)
     for call in range(1, 6):
         recorded(torch.ones(3))
-        assert kept.tolist() == [call] * 3 and view.tolist() == [0, call, call]
+        assert kept.tolist() == out.tolist() == [call] * 3 and view.tolist() == [0, call, call]
+
+
+def test_what_the_interpreter_refuses_runs_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*args: Any, **named: Any) -> None:
+        raise NotImplementedError("an operation of somebody's own")
+
+    monkeypatch.setattr(torch.jit, "trace", refuse)
+    recorded = Recorded(Counted(torch.sin))
+    for call in range(4):
+        assert torch.equal(recorded(numbers(call, 3)), numbers(call, 3).sin())
+    assert recorded.function.calls == 4
+
+
+def test_numpy_in_between_is_found_out() -> None:
+    recorded = Recorded(lambda x: torch.from_numpy(np.sin(x.numpy())) + 1)
+    for call in range(5):
+        assert torch.equal(recorded(numbers(call, 3)), torch.from_numpy(np.sin(numbers(call, 3).numpy())) + 1)
 
 
 def test_an_exception_is_raised_again_and_again() -> None:
@@ -287,8 +306,9 @@ VARIANTS = {
 
 
 def built(flags: dict[str, Any]) -> tuple[ppo.Learner, capture.Phases]:
-    sizes = {"num_envs": 32, "num_steps": 8, "num_minibatches": 2, "update_epochs": 2, "cuda": False}
-    args = Args(**(sizes | {"total_timesteps": 100 * LONG} | flags))
+    sizes: dict[str, Any] = {"num_envs": 32, "num_steps": 8, "num_minibatches": 2, "update_epochs": 2, "cuda": False}
+    sizes |= {"total_timesteps": 100 * LONG}
+    args = Args(**(sizes | flags))
     envs, agent, learner = train.setup(args, CPU)
     return learner, train.make_iteration(args, envs, agent, learner, fast=False)
 
@@ -313,6 +333,23 @@ def test_iterations_are_the_eager_ones_bit_for_bit(name: str, monkeypatch: pytes
             assert torch.equal(replayed.state[key], x), (iteration, key)
     calls = [recorded.function.calls for recorded in made if recorded.function.calls]
     assert len(calls) >= 4 and max(calls) <= 4, calls  # twice a set of shapes
+
+
+def test_going_on_from_a_checkpoint_is_bit_for_bit() -> None:
+    """The run that goes on records anew: its first calls are the function's own, the whole run's are replays."""
+    flags = {"norm_obs": True, "norm_reward": True, "num_envs": 64, "num_steps": 16}
+    _, whole = built(flags)
+    for _ in range(6):
+        whole()
+    _, first = built(flags)
+    for _ in range(3):
+        first()
+    _, second = built(flags)
+    second.load(first.saved())
+    for _ in range(3):
+        second()
+    for key, x in whole.state.items():
+        assert torch.equal(second.state[key], x), key
 
 
 class Serial(Recorded):
