@@ -37,6 +37,20 @@ class Counted:
         return self.function(*args)
 
 
+def gradient_of(module: nn.Module, theta: Tensor) -> Callable[[Tensor], Tensor]:
+    """x (M, D) to the gradient of the mean square of the module's outputs, flat."""
+
+    def loss(parameters: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
+        value = networks.call(module, parameters, x).square().mean()
+        return value, value.detach()[None]
+
+    def gradient(x: Tensor) -> Tensor:
+        found, _, _ = ppo.value_and_gradients(loss, networks.parameters_of(module, theta), x)
+        return networks.flatten(found)
+
+    return gradient
+
+
 def numbers(seed: int, *shape: int) -> Tensor:
     return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
@@ -64,15 +78,7 @@ def test_the_backward_pass_is_replayed_too() -> None:
     """Parameters that change in place between calls, read from a module, not given as arguments."""
     module = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 1))
     theta = networks.flatten_parameters(module)
-
-    def gradient(x: Tensor) -> Tensor:
-        def loss(parameters: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-            value = networks.call(module, parameters, x).square().mean()
-            return value, value.detach()[None]
-
-        found, _, _ = ppo.value_and_gradients(loss, networks.parameters_of(module, theta), x)
-        return networks.flatten(found)
-
+    gradient = gradient_of(module, theta)
     recorded, seen = Recorded(Counted(gradient)), []
     for call in range(6):
         x = numbers(call, 16, 3)
@@ -260,15 +266,7 @@ def test_two_threads_at_once() -> None:
     """Each has its own rows; recording, comparing and replaying meet in all combinations."""
     module = nn.Linear(4, 4)
     theta = networks.flatten_parameters(module)
-
-    def gradient(x: Tensor) -> Tensor:
-        def loss(parameters: dict[str, Tensor], x: Tensor) -> tuple[Tensor, Tensor]:
-            value = networks.call(module, parameters, x).square().mean()
-            return value, value.detach()[None]
-
-        found, _, _ = ppo.value_and_gradients(loss, networks.parameters_of(module, theta), x)
-        return networks.flatten(found)
-
+    gradient = gradient_of(module, theta)
     for unfit in (False, True):
         function = (lambda x: gradient(x) * float(x[0, 0])) if unfit else gradient
         recorded, wrong = Recorded(function), []
