@@ -136,9 +136,12 @@ def test_a_tensor_given_twice_or_also_read_from_elsewhere() -> None:
     def mixed(x: Tensor, pair: tuple[Tensor, Tensor]) -> Tensor:
         return x + 10 * pair[0] + 100 * pair[1] + 1000 * kept
 
-    recorded, x = Recorded(mixed), numbers(1, 3)
-    for args in ((x, (x, x)), (kept, (x, kept)), (x, (kept, numbers(2, 3))), (kept, (kept, kept))):
-        assert torch.equal(recorded(*args), mixed(*args))
+    x, y = numbers(1, 3), numbers(2, 3)
+    for first in ((x, (x, x)), (kept, (x, y))):
+        recorded = Recorded(Counted(mixed))
+        for args in (first, first, (x, (kept, y)), (y, (kept, kept))):
+            assert torch.equal(recorded(*args), mixed(*args))
+        assert recorded.function.calls == 2
 
 
 def test_parameters_are_those_given() -> None:
@@ -146,12 +149,13 @@ def test_parameters_are_those_given() -> None:
     args = Args(num_envs=4, num_steps=4)
     _, agent, learner = train.setup(args, CPU)
     x = numbers(0, 16)
-    rows = train.Batch(numbers(1, 16, 4), torch.zeros(16).long(), x - 1, x, x, x, None)
-    recorded = Recorded(train.gradient)
+    rows = train.Batch(numbers(1, 16, 4), torch.zeros(16).long(), x - 1, x, x + 1, x + 2, None)
+    recorded = Recorded(Counted(train.gradient))
     for factor in (1.0, 1.0, 0.5, 2.0):
         theta = learner.theta if factor == 1.0 else learner.theta * factor
         wanted = train.gradient(agent, args, theta.clone(), rows, 1.0)
         torch.testing.assert_close(recorded(agent, args, theta, rows, 1.0), wanted)
+    assert recorded.function.calls == 2
 
 
 def test_results_keep_their_structure() -> None:
