@@ -233,6 +233,11 @@ def all_finite(*tensors: Tensor) -> Tensor:
     return torch.stack([x.sum(dtype=torch.float64) for x in tensors]).isfinite().all()
 
 
+def is_shared(name: str) -> bool:
+    """Whether a tensor of the phases is the same in every process: learned, not of its environments."""
+    return not name.startswith(FROM_COLLECT) and "carry" not in name
+
+
 class Phases:
     """One training iteration in two phases; calling it runs both and returns the second one's result.
 

@@ -17,11 +17,17 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.jit import optimized_execution  # pyright: ignore[reportPrivateImportUsage]
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 # What a recording can't hold: a look at numbers, shapes that depend on numbers, random numbers.
 UNFIT = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.nondeterministic_seeded}
+# What reads the shape of a tensor, but not its numbers.
+FROM_SHAPES = {torch.ops.aten.ones_like.default, torch.ops.aten.zeros_like.default, torch.ops.aten.full_like.default}
+# Operations that may meet a number. Each makes a tensor of it whenever it is called, and casts that to its own type:
+# half of the time that it takes on a few rows.
+MEETS_NUMBER = {"add", "sub", "rsub", "mul", "div", "add_", "sub_", "mul_", "div_", "eq", "ne", "ge", "gt", "le", "lt"}
 # Between a function and its replay: no rounding differs, but a product may depend on where its numbers lie.
 CLOSE = {"rtol": 1e-4, "atol": 1e-6, "equal_nan": True}
 
@@ -125,17 +131,23 @@ class Recorded:
             args = pytree.tree_map_only(Tensor, torch.detach, args)
             with tape:
                 result = self.function(*args)
-            replay = tape.replay(args, result) if tape.unfit is None else None
+            try:
+                replay = tape.replay(args, result) if tape.unfit is None else None
+            except Exception:  # whatever an operation of somebody's environment has against it
+                replay = None
             self._replays[key] = self._alone if replay is None else partial(self._compare, key, replay)
         return result
 
     def _compare(self, key: tuple, replay: Callable[..., Any], *args: Any) -> Any:
         """The second call: the function itself beside the replay."""
         copies = pytree.tree_map_only(Tensor, torch.clone, args)
-        replayed = replay(*copies)
+        try:
+            replayed, ran = replay(*copies), True
+        except Exception:  # what the interpreter notices only now
+            replayed, ran = None, False
         result = self._alone(*args)
-        pairs = zip(tensors((copies, replayed)), tensors((args, result)), strict=True)
-        same = all(torch.allclose(a, b, **CLOSE) for a, b in pairs)
+        found, wanted = list(tensors((copies, replayed))), list(tensors((args, result)))
+        same = ran and len(found) == len(wanted) and all(map(partial(torch.allclose, **CLOSE), found, wanted))
         self._replays[key] = replay if same else self._alone
         return result
 
@@ -172,16 +184,19 @@ class Tape(TorchDispatchMode):
     def replay(self, args: tuple, result: Any) -> Callable[..., Any] | None:
         """What repeats the calls for other arguments like these, whose result was `result`; None if nothing can."""
         given = list(tensors(args))
+        calls, constants, same = _lean(self._calls)
         places = {id(x): place for place, x in enumerate(given)}
         outside: list[Tensor] = []  # read but not given, such as an agent's parameters: handed in at each replay
 
-        def place(x: Tensor) -> _Place:
+        def place(x: Tensor) -> "_Place | Tensor":
+            if id(x) in constants:
+                return constants[id(x)]
             if id(x) not in places:
                 outside.append(x)
             return _Place(places.setdefault(id(x), len(places)))
 
         steps, fixed = [], set[int]()
-        for func, words, named, returned in self._calls:
+        for func, words, named, returned in calls:
             words, named = pytree.tree_map_only(Tensor, place, (words, named))
             fixed.update(places[id(x)] for x in outside)
             found = [places.setdefault(id(x), len(places)) for x in tensors(returned)]
@@ -190,20 +205,23 @@ class Tape(TorchDispatchMode):
                     return None
                 fixed.update(found)
             steps.append((func, words, named, found))
-        leaves, structure = pytree.tree_flatten(result)
-        ends = [place(x).index for x in leaves if isinstance(x, Tensor)]
-        rest = [None if isinstance(x, Tensor) else (x,) for x in leaves]  # what is no tensor, in brackets
+        leaves, structure = pytree.tree_flatten(pytree.tree_map_only(Tensor, same, result))
+        rest = [constants.get(id(x), _Answer) if isinstance(x, Tensor) else x for x in leaves]
+        ends = [place(x) for x, one in zip(leaves, rest, strict=True) if one is _Answer]
         starts = [*range(len(given)), *(places[id(x)] for x in outside)]
-        try:
-            call = _interpreted(lambda *inputs: _run(steps, starts, ends, inputs), [*map(torch.clone, given), *outside])
-        except Exception:  # whatever an operation of somebody's environment has against it: the function itself runs
-            return None
+        call = _interpreted(lambda *inputs: _run(steps, starts, ends, inputs), [*map(torch.clone, given), *outside])
 
         def replay(*args: Any) -> Any:
-            answers = iter(call(*tensors(args), *outside))
-            return pytree.tree_unflatten([next(answers) if x is None else x[0] for x in rest], structure)
+            with optimized_execution(False):  # optimized, a product with a bias becomes two operations
+                answers = iter(call(*tensors(args), *outside))
+            own = [next(answers) if x is _Answer else x.clone() if isinstance(x, Tensor) else x for x in rest]
+            return pytree.tree_unflatten(own, structure)
 
         return replay
+
+
+class _Answer:
+    """Stands for what the interpreter returns."""
 
 
 @dataclass(frozen=True)
@@ -211,6 +229,57 @@ class _Place:
     """Stands for a tensor in a recorded call."""
 
     index: int
+
+
+def _lean(calls: list) -> tuple[list, dict[int, Tensor], Callable[[Tensor], Tensor]]:
+    """Fewer calls that do the same: a view of all of a tensor is that tensor, what depends on shapes and numbers alone
+    and is not written to is a constant, and numbers are tensors from the start.
+
+    Returns:
+        The calls, constants by id, and what tells which tensor one stands for.
+    """
+    changing = (tensors([words, *named.values()]) for func, words, named, _ in calls if func._schema.is_mutable)
+    written = {_memory(x) for each in changing for x in each}
+    constants, views, lean = dict[int, Tensor](), dict[int, Tensor](), []
+
+    def same(x: Tensor) -> Tensor:
+        return views.get(id(x), x)
+
+    for func, words, named, returned in calls:
+        words, named = pytree.tree_map_only(Tensor, same, (words, named))
+        read, one = list(tensors([words, *named.values()])), isinstance(returned, Tensor)
+        fixed = func in FROM_SHAPES or all(id(x) in constants for x in read)
+        if one and fixed and _memory(returned) not in written:
+            constants[id(returned)] = returned.clone()  # the caller may have got this one, and write to it
+        elif one and read and not func._schema.is_mutable and _is(returned, read[0]):
+            views[id(returned)] = read[0]
+        else:
+            lean.append((*_with_tensors(func, words, named, constants), returned))
+    return lean, constants, same
+
+
+def _memory(x: Tensor) -> int:
+    return x.untyped_storage().data_ptr()
+
+
+def _is(x: Tensor, other: Tensor) -> bool:
+    """Whether they show the same numbers of one memory in the same way."""
+    return x.dtype == other.dtype and x.is_set_to(other)
+
+
+def _with_tensors(func: Any, words: tuple, named: dict, constants: dict[int, Tensor]) -> tuple[Any, tuple, dict]:
+    """The operation with a number, its second argument, as a constant of the first one's type; or as it is."""
+    name, (x, number, *rest) = func._schema.name.removeprefix("aten::"), (*words, None, None)[: max(2, len(words))]
+    if name not in MEETS_NUMBER or not isinstance(x, Tensor) or type(number) not in (int, float):
+        return func, words, named
+    whole = x.dtype in (torch.int32, torch.int64) and type(number) is int and abs(number) < 2**31
+    if x.dtype is not torch.float32 and not whole:
+        return func, words, named
+    constant = torch.tensor(number, dtype=x.dtype)
+    constants[id(constant)] = constant
+    if name == "rsub":  # number - factor * x
+        return torch.ops.aten.sub.Tensor, (constant, x), {"alpha": rest[0]} if rest else named
+    return func.overloadpacket.Tensor, (x, constant, *rest), named
 
 
 def _touches(func: Any, words: tuple, named: dict[str, Any], fixed: set[int]) -> bool:
@@ -223,13 +292,13 @@ def _touches(func: Any, words: tuple, named: dict[str, Any], fixed: set[int]) ->
     return False
 
 
-def _run(steps: list, starts: list[int], ends: list[int], inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+def _run(steps: list, starts: list[int], ends: list, inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
     """Repeat the calls: what the interpreter's graph is made from."""
     values = dict(zip(starts, inputs, strict=True))
     for func, words, named, found in steps:
         words, named = pytree.tree_map_only(_Place, lambda x: values[x.index], (words, named))
         values.update(zip(found, tensors(func(*words, **named)), strict=True))
-    return tuple(values[end] for end in ends) or inputs[:1]
+    return tuple(values[end.index] for end in ends) or inputs[:1]
 
 
 def _interpreted(run: Callable[..., Any], inputs: list[Tensor]) -> Callable[..., Any]:

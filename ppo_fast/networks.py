@@ -17,6 +17,8 @@ from torch.func import functional_call
 
 # A product this thin wastes a matrix kernel (4 to 10 GFLOP/s against 300 on a CPU); written as sums it is fused.
 THIN = 8
+# As many numbers are worth three calls more (tanh).
+MANY = 8192
 
 
 def layer_init(layer: nn.Linear, gain: float, generator: torch.Generator | None = None) -> nn.Linear:
@@ -68,11 +70,34 @@ class _FusedTanh(torch.autograd.Function):
         return grad_outputs[0] * (1.0 - y * y)
 
 
+def _tanh(x: Tensor) -> Tensor:
+    """2σ(2x) - 1 where there are many numbers: torch's sigmoid takes a third of the time of its tanh."""
+    if x.numel() < MANY:
+        return torch.tanh(x)
+    return (x * 2.0).sigmoid_().mul_(2.0).sub_(1.0)
+
+
+class _EagerTanh(torch.autograd.Function):
+    """tanh whose gradient is 1 - y²."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor) -> Tensor:
+        y = _tanh(x)
+        ctx.save_for_backward(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Tensor) -> Tensor:
+        return torch.ops.aten.tanh_backward(grad_outputs[0], *ctx.saved_tensors)
+
+
 def tanh(x: Tensor) -> Tensor:
-    """Hyperbolic tangent, any shape. Compiled for a CPU it is four times faster than torch's and within 4e-7 of it."""
-    if torch.compiler.is_compiling() and x.device.type == "cpu":
+    """Hyperbolic tangent, any shape: on a CPU three to four times faster than torch's, and within 4e-7 of it."""
+    if x.device.type != "cpu":
+        return torch.tanh(x)
+    if torch.compiler.is_compiling():
         return _FusedTanh.apply(x)  # pyright: ignore[reportReturnType]
-    return torch.tanh(x)
+    return _EagerTanh.apply(x) if x.requires_grad else _tanh(x)  # pyright: ignore[reportReturnType]
 
 
 class MLP(nn.Module):

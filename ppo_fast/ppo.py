@@ -270,10 +270,14 @@ def adam_(
         old.copy_(torch.where(active, new, old) if only_if_active else new)
 
 
-def minibatch_sizes(batch_size: int, num_minibatches: int) -> Sequence[int]:
-    """Sizes of the minibatches of one epoch: all rows are used, sizes differ by at most one, the larger ones first."""
+def minibatch_sizes(batch_size: int, num_minibatches: int, parts: int = 1) -> Sequence[int]:
+    """Sizes of the minibatches of one epoch: all rows are used, sizes differ by at most one, the larger ones first.
+
+    With `parts`: of that many parts of each minibatch, cut in the same way, one minibatch after the other.
+    """
     small, larger = divmod(batch_size, num_minibatches)
-    return [small + 1] * larger + [small] * (num_minibatches - larger)
+    sizes = [small + 1] * larger + [small] * (num_minibatches - larger)
+    return sizes if parts == 1 else [part for size in sizes for part in minibatch_sizes(size, parts)]
 
 
 def split(batch: Any, sizes: Sequence[int]) -> list[Any]:

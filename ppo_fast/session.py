@@ -25,6 +25,7 @@ from typing import Any, Self
 import torch
 
 from ppo_fast import capture, checkpoint, crash, curves, play, presets, profiling, randomness, resume, speed, verify
+from ppo_fast.beside import Beside
 from ppo_fast.camera import Camera
 from ppo_fast.cli import program_of
 from ppo_fast.console import Console
@@ -158,7 +159,7 @@ class Session:
         self.console = self.stack.enter_context(console)
         self.run = self.stack.enter_context(self._open_run())
         self.report = Report(console, self.run, Health(total, agent.head.max_entropy), self.facts)
-        self.camera = self.stack.enter_context(Camera(play.record, console.message))
+        self.camera = self.stack.enter_context(Camera(play.record, console.message, Beside))
         self.report.say(getattr(args, "notes", []))
         if self.origin is not None:
             self.report.say(resume.lines(self.origin, envs.backend, self.ranks.world_size, args.num_iterations))
@@ -201,7 +202,7 @@ class Session:
         whole = len(saved) == self.ranks.world_size
         own = saved[self.ranks.rank if whole else 0]
         if not whole:  # what belongs to the environments of one process stays out
-            own = {**own, "tensors": {name: x for name, x in own["tensors"].items() if _is_shared(name)}}
+            own = {**own, "tensors": {name: x for name, x in own["tensors"].items() if capture.is_shared(name)}}
         phases.load(own)
         if whole:
             randomness.set_rng_state(own["rng"])
@@ -347,6 +348,7 @@ class Session:
         result |= {"first_iteration_seconds": self.first_seconds, **self.over}
         if not self.ranks.is_main:
             return result
+        self.picture = Beside(lambda: curves.plot_curves(self.run.folder, self.run.rows()), "picture", seconds=60.0)
         measured: list[str] = []
         try:
             checkpoint.save_policy(self.run.folder, agent.state_dict(), self.facts)
@@ -363,7 +365,7 @@ class Session:
             result |= {"stopped": self.stop.name, "exit_status": self.stop.exit_status}
         self.watch.lap("report")
         result["seconds"] = self.watch.seconds
-        self.report.finish(result, measured, curves.plot_curves)
+        self.report.finish(result, measured, lambda *_: self.picture.insist())
         return result
 
     def _look_back(self, result: dict[str, Any], envs: Any, agent: Any, phases: Any) -> list[str]:
@@ -377,6 +379,7 @@ class Session:
             fresh = make(args.env_id, args.eval_episodes, device, backend)
             result |= capture.eager(play.evaluate, one_thread=True)(fresh, agent, args.seed)
         self.camera.wait()
+        self.picture.wait()  # what follows wants all cores
         self.watch.lap("eval")
         # Other processes don't run the phases any more; a run that was complete already has no speed of its own.
         if self.ranks.world_size > 1 or self.iteration == self.began_at:
@@ -393,8 +396,3 @@ class Session:
         done = partial(self.run.log_video, path, self.global_step)
         frames, niceness = (LAST_FRAMES, 0) if name == "greedy" else (FRAMES, 19)  # the run waits for the last one
         self.camera.film(done, made, self.agent, args.seed, path, frames, niceness)
-
-
-def _is_shared(name: str) -> bool:
-    """Whether a tensor of the phases is the same in every process: learned, not of its environments."""
-    return not name.startswith(capture.FROM_COLLECT) and "carry" not in name

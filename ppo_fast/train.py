@@ -294,9 +294,10 @@ def learn(
     rows, made, active = [], [], learner.active
     for _ in range(args.update_epochs):
         whole = shuffle(batch, torch.randperm(args.batch_size, generator=draw, device=draw.device))
-        for minibatch in ppo.split(whole, ppo.minibatch_sizes(args.batch_size, args.num_minibatches)):
+        pieces = iter(ppo.split(whole, ppo.minibatch_sizes(args.batch_size, args.num_minibatches, parts)))
+        for minibatch in zip(*[pieces] * parts, strict=True):
             made.append(active.float())
-            rows.append(update(ppo.split(minibatch, ppo.minibatch_sizes(len(minibatch.obs), parts))))
+            rows.append(update(list(minibatch)))
         approx_kl = rows[-1][STATISTICS.index("approx_kl")]
         if args.lr_schedule == "kl" and len(rows) > 1:  # before the first update it is 0, or a rounding
             ppo.adapt_(learner.learning_rate, approx_kl, args.desired_kl)
@@ -362,7 +363,6 @@ def make_iteration(
     state |= {f"agent.{name}": x for name, x in agent.named_buffers()}
     state |= {f"env{i}": x for i, x in enumerate(envs.state)} if on_device else {}
     generators = [draw, envs.generator] if on_device else [draw]
-    # With None in new workers.
     begin = None if on_device else lambda seed: obs.copy_(envs.restart() if seed is None else envs.reset(seed=seed)[0])
     one_thread = wrap is not graphs.plain or args.batch_size <= capture.EAGER_ROWS * args.num_minibatches
     phases = capture.Phases(collect_phase, learn_phase, state, generators, threads, one_thread, begin)

@@ -1,5 +1,6 @@
 """Options and fixtures for all tests."""
 
+import matplotlib.figure  # noqa: F401  what draws a run's picture is a fork of this process: it need not import it again
 import pytest
 
 

@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import nn
 
-from ppo_fast import camera
+from ppo_fast import beside, camera
+from ppo_fast.beside import Beside
 from ppo_fast.camera import Camera
 
-forks = pytest.mark.skipif(not camera.CAN_FORK, reason="films are made in this process here")
+forks = pytest.mark.skipif(not beside.CAN_FORK, reason="films are made in this process here")
 
 
 def write(envs: Any, agent: nn.Linear, seed: int, path: Path, max_steps: int) -> None:
@@ -42,11 +43,11 @@ def wait_for(condition: Callable[[], bool]) -> None:
 @forks
 def test_a_film_shows_the_policy_as_it_was_and_is_handed_over(tmp_path: Path, agent: nn.Linear) -> None:
     ready: list[str] = []
-    with Camera(write, pytest.fail) as films:
+    with Camera(write, pytest.fail, Beside) as films:
         for name in ("a", "b"):
             films.film(lambda name=name: ready.append(name), lambda: "env", agent, 3, tmp_path / name, 9)
             agent.weight.add_(1.0)
-            wait_for(films._films[-1].answer.poll)
+            wait_for(films._films[-1].work.ready)
             assert ready == ["a"] * (name == "b")  # handed over by the next call, not by the other process
         films.wait()
         assert ready == ["a", "b"]
@@ -59,16 +60,16 @@ def test_a_film_shows_the_policy_as_it_was_and_is_handed_over(tmp_path: Path, ag
 
 @forks
 def test_the_film_that_a_run_waits_for_takes_its_share(tmp_path: Path, agent: nn.Linear) -> None:
-    with Camera(write, pytest.fail) as films:
+    with Camera(write, pytest.fail, Beside) as films:
         films.film(lambda: None, lambda: "env", agent, 3, tmp_path / "a", 9, niceness=0)
         films.wait()
     assert int((tmp_path / "a").read_text().split()[1]) == os.getpriority(os.PRIO_PROCESS, 0)
 
 
 def test_without_fork_it_is_made_at_once(tmp_path: Path, agent: nn.Linear, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(camera, "CAN_FORK", False)
+    monkeypatch.setattr(beside, "CAN_FORK", False)
     ready: list[int] = []
-    with Camera(write, pytest.fail) as films:
+    with Camera(write, pytest.fail, Beside) as films:
         films.film(lambda: ready.append(1), lambda: "env", agent, 3, tmp_path / "a", 9)
         assert ready == [1] and (tmp_path / "a").read_text().startswith(f"{os.getpid()} ")
 
@@ -77,13 +78,13 @@ def test_without_fork_it_is_made_at_once(tmp_path: Path, agent: nn.Linear, monke
 def test_what_goes_wrong_is_one_warning(
     tmp_path: Path, agent: nn.Linear, monkeypatch: pytest.MonkeyPatch, fork: bool
 ) -> None:
-    monkeypatch.setattr(camera, "CAN_FORK", fork)
+    monkeypatch.setattr(beside, "CAN_FORK", fork)
     said: list[str] = []
 
     def refuse() -> None:
         raise OSError("no screen\nand a second line")
 
-    with Camera(write, said.append) as films:
+    with Camera(write, said.append, Beside) as films:
         films.film(pytest.fail, refuse, agent, 3, tmp_path / "a", 9)
         films.film(pytest.fail, lambda: "env", agent, 3, tmp_path / "no folder" / "a", 9)
         films.wait()
@@ -96,7 +97,7 @@ def test_the_other_process_says_nothing(tmp_path: Path, agent: nn.Linear, capfd:
         os.write(1, b"encoding\n")
         os.write(2, b"error: no sound card\n")
 
-    with Camera(loud, pytest.fail) as films:
+    with Camera(loud, pytest.fail, Beside) as films:
         films.film(lambda: None, lambda: "env", agent, 3, tmp_path / "a", 9)
         films.wait()
     assert capfd.readouterr() == ("", "")
@@ -111,10 +112,10 @@ def endless(envs: Any, agent: Any, seed: int, path: Path, max_steps: int) -> Non
 @forks
 def test_a_killed_process_is_told(tmp_path: Path, agent: nn.Linear) -> None:
     said: list[str] = []
-    with Camera(endless, said.append) as films:
+    with Camera(endless, said.append, Beside) as films:
         films.film(pytest.fail, lambda: "env", agent, 3, tmp_path / "a", 9)
         wait_for(lambda: bool(list(tmp_path.iterdir())))
-        os.kill(films._films[0].process.pid, signal.SIGKILL)
+        os.kill(films._films[0].work.process.pid, signal.SIGKILL)
         films.wait()
     assert said == ["warning: no video: its process ended with exit code -9"] and not list(tmp_path.iterdir())
 
@@ -124,8 +125,8 @@ def test_the_end_of_a_run_leaves_neither_process_nor_half_a_film(
     tmp_path: Path, agent: nn.Linear, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(camera, "CLOSING", 0.1)
-    with Camera(endless, pytest.fail) as films:
+    with Camera(endless, pytest.fail, Beside) as films:
         films.film(pytest.fail, lambda: "env", agent, 3, tmp_path / "a", 9)
-        process = films._films[0].process
+        process = films._films[0].work.process
         wait_for(lambda: bool(list(tmp_path.iterdir())))
     assert process.exitcode == -signal.SIGKILL and not list(tmp_path.iterdir())

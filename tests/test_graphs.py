@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppo_fast import capture, graphs, networks, ppo, train
 from ppo_fast.envs.cartpole import TensorCartPole
@@ -184,6 +185,102 @@ def test_shapes_and_numbers_have_recordings_of_their_own() -> None:
         x = numbers(rows, rows)
         assert torch.equal(recorded(x, factor), x * factor)
     assert function.calls == 2 * 4
+
+
+def replayed(function: Callable[..., Any], *args: Any) -> list[str]:
+    """The operations of a function's replay, by name, in order."""
+    tape, names = graphs.Tape(), list[str]()
+
+    class Listening(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+            names.append(str(func).removeprefix("aten."))
+            return func(*args, **(kwargs or {}))
+
+    with tape:
+        result = function(*args)
+    replay = tape.replay(args, result)
+    assert replay is not None
+    for _ in range(3):  # the interpreter looks at its graph first
+        replay(*args)
+    with Listening():
+        replay(*args)
+    return names
+
+
+def test_constants_are_made_once_and_views_of_the_whole_are_no_operations() -> None:
+    def function(x: Tensor) -> Tensor:
+        base = (torch.ones_like(x) + torch.arange(3)) * 2.0
+        return torch.where(x[0:2].detach().view(2, 3) > 0, base, 0.5)
+
+    x = numbers(0, 2, 3)
+    assert replayed(function, x) == ["gt.Tensor", "where.self"]
+    recorded = Recorded(function)
+    for call in range(4):
+        assert torch.equal(recorded(numbers(call, 2, 3)), function(numbers(call, 2, 3)))
+
+
+def test_a_view_of_a_part_is_one() -> None:
+    assert replayed(lambda x: x[1:] * x.t()[:, 1:].t(), numbers(0, 3, 3)).count("mul.Tensor") == 1
+    for cut in (slice(0, 2), slice(1, 3), slice(None, None, 2)):
+        recorded = Recorded(lambda x, cut=cut: (x[cut] + 1, x.t()))
+        for call in range(4):
+            x = numbers(call, 3, 3)
+            assert torch.equal(recorded(x)[0], x[cut] + 1) and torch.equal(recorded(x)[1], x.t())
+
+
+def test_what_is_filled_and_changed_is_no_constant() -> None:
+    """Memory of a recording that a replay wrote to would keep what it holds for the next one."""
+
+    def counted(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        kept, total = torch.zeros(4), torch.zeros(4)
+        total[1:3].add_(x)  # through a view
+        return kept, total, torch.ones(2)
+
+    recorded = Recorded(Counted(counted))
+    for call in range(5):
+        x = numbers(call, 2)
+        kept, total, ones = recorded(x)
+        assert torch.equal(total[1:3], x) and not kept.any() and torch.equal(ones, torch.ones(2))
+        kept.fill_(7.0)  # the caller may do as he likes with what he was given
+        ones.fill_(7.0)
+    assert recorded.function.calls == 2
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int32, torch.int64, torch.uint8, torch.bool])
+@pytest.mark.parametrize("number", [2, -3, 0.1, 1e300, True, 2**40, float("nan")])
+@pytest.mark.parametrize("name", ["add", "sub", "rsub", "mul", "true_divide", "eq", "ge", "lt"])
+def test_numbers_have_the_type_that_torch_gives_them(dtype: torch.dtype, number: float, name: str) -> None:
+    """Recorded as tensors or not: values and types of the result are those of the function."""
+
+    def function(x: Tensor) -> tuple[Tensor, Tensor]:
+        return getattr(torch, name)(x, number), getattr(torch, name)(x[0, 0], number)
+
+    x = (numbers(0, 5, 3) * 4).to(dtype)
+    try:
+        wanted = function(x)
+    except RuntimeError:  # bool has no difference, and a byte no 2**40
+        return
+    recorded = Recorded(Counted(function))
+    for _ in range(4):
+        for got, one in zip(recorded(x), wanted, strict=True):
+            assert got.dtype == one.dtype
+            torch.testing.assert_close(got, one, rtol=0, atol=0, equal_nan=True)
+    assert number is True or recorded.function.calls == 2  # the interpreter does not take every bool
+
+
+def test_numbers_beside_a_factor() -> None:
+    """x + factor · number and number - factor · x, and in place."""
+
+    def function(x: Tensor) -> tuple[Tensor, ...]:
+        changed = x.clone().add_(0.3, alpha=2).sub_(1.5, alpha=0.1).mul_(1.1).div_(3)
+        return torch.add(x, 0.7, alpha=3), torch.sub(x, 2, alpha=0.5), torch.rsub(x, 0.7, alpha=3), 1 - x, changed
+
+    assert "rsub.Scalar" not in replayed(function, numbers(0, 4))
+    recorded = Recorded(Counted(function))
+    for call in range(4):
+        x = numbers(call, 4)
+        assert all(map(torch.equal, recorded(x), function(x)))
+    assert recorded.function.calls == 2
 
 
 # ---------------------------------------------------------------- what can't be replayed

@@ -168,13 +168,28 @@ def test_tanh_against_float64(spelling):
     x = torch.cat([positive, -positive])
     y = networks.tanh(x)
     assert (y.double() - x.double().tanh()).abs().max() <= 4e-7
-    # Small numbers keep their digits too: tanh(x) is x there.
-    tiny = x[(x.abs() < 1e-3) & (x.abs() > 1e-35)]
-    torch.testing.assert_close(networks.tanh(tiny).double(), tiny.double().tanh(), rtol=1e-6, atol=0)
     assert (y.abs() <= 1).all()
-    assert torch.equal(networks.tanh(-x), -y)
-    assert networks.tanh(torch.tensor([INF, -INF])).tolist() == [1.0, -1.0]
-    assert networks.tanh(torch.tensor([torch.nan])).isnan().all()
+    # Small numbers keep their digits too, where there are few: tanh(x) is x there.
+    tiny = x[(x.abs() < 1e-3) & (x.abs() > 1e-35)]
+    assert len(tiny) < networks.MANY <= len(x)
+    torch.testing.assert_close(networks.tanh(tiny).double(), tiny.double().tanh(), rtol=1e-6, atol=0)
+    assert torch.equal(networks.tanh(-tiny), -networks.tanh(tiny))
+    for size in (1, networks.MANY):
+        assert networks.tanh(torch.full((size,), INF)).unique().tolist() == [1.0]
+        assert networks.tanh(torch.full((size,), -INF)).unique().tolist() == [-1.0]
+        assert networks.tanh(torch.full((size,), torch.nan)).isnan().all()
+
+
+@pytest.mark.parametrize("size", [5, 20_000])
+def test_the_gradient_of_eager_tanh(size: int) -> None:
+    """Of few numbers and of many; a number that is not finite makes its own gradient NaN or 0, and no other."""
+    x = torch.linspace(-9, 9, size).requires_grad_()
+    (gradient,) = torch.autograd.grad((networks.tanh(x) * torch.arange(size)).sum(), x)
+    wanted = (1 - x.double().tanh() ** 2) * torch.arange(size)
+    torch.testing.assert_close(gradient.double(), wanted.detach(), rtol=1e-5, atol=1e-6 * size)
+    with torch.no_grad():
+        assert torch.equal(networks.tanh(x), networks.tanh(x.detach()))
+    assert not networks.tanh(x.detach()).requires_grad
 
 
 def test_the_gradient_of_tanh(spelling):

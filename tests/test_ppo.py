@@ -588,7 +588,12 @@ def test_minibatches_keep_every_row():
         sizes = list(ppo.minibatch_sizes(batch, count))
         assert sum(sizes) == batch and len(sizes) == count
         assert sizes == sorted(sizes, reverse=True) and sizes[0] - sizes[-1] in (0, 1) and sizes[-1] >= 1
+        parts = rng.randint(1, min(sizes[-1], 8))
+        cut = list(ppo.minibatch_sizes(batch, count, parts))
+        assert [sum(cut[i : i + parts]) for i in range(0, len(cut), parts)] == sizes
+        assert all(max(cut[i : i + parts]) - min(cut[i : i + parts]) <= 1 for i in range(0, len(cut), parts))
     assert list(ppo.minibatch_sizes(130, 4)) == [33, 33, 32, 32]
+    assert list(ppo.minibatch_sizes(130, 4, 2)) == [17, 16, 17, 16, 16, 16, 16, 16]
 
 
 # Gradients by name: eagerly autograd, inside a compiled graph torch.func.

@@ -36,7 +36,7 @@ from victims import (
     whole_rows,
 )
 
-from ppo_fast import checkpoint, crew, normalize, ppo, replay, session, train as program
+from ppo_fast import capture, checkpoint, crew, normalize, ppo, replay, train as program
 from ppo_fast.distributed import Ranks
 
 Pair = tuple[Forge, Forge]
@@ -222,7 +222,7 @@ def test_advantages_of_equal_rows_are_zero_everywhere() -> None:
 
 
 def shared(tensors: dict[str, Any]) -> dict[str, Any]:
-    return {name: x for name, x in tensors.items() if session._is_shared(name)}
+    return {name: x for name, x in tensors.items() if capture.is_shared(name)}
 
 
 def test_parameters_stay_equal_seeds_differ_and_one_rank_writes(pair: Pair, tmp_path: Path) -> None:
