@@ -147,7 +147,8 @@ def discounted(reward: Tensor, done: Tensor, carry: Tensor, gamma: float) -> tup
     result, keep, carry = reward.clone(), (~done).to(reward.dtype) * gamma, carry * gamma
     rows: Any = result
     factors, last = keep, carry
-    if reward.device.type == "cpu":  # NumPy's calls on rows this short cost a third of torch's
+    # NumPy's calls on rows this short cost a third of torch's.
+    if reward.device.type == "cpu" and not torch.compiler.is_compiling():
         rows, factors, last = result.numpy(), keep.numpy(), carry.numpy()  # pyright: ignore[reportAssignmentType]
     with np.errstate(all="ignore"):  # NaN and infinity are looked for by the program
         for t in range(len(rows)):

@@ -281,7 +281,7 @@ def test_the_real_compilers_mathematics():
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
-@pytest.mark.parametrize("name", ["discrete", "shared backbone", "early stop", "continuous", "host"])
+@pytest.mark.parametrize("name", RUNS)
 def test_captured_is_eager_on_a_gpu(name):
     device = torch.device("cuda")
     args, runs = small(**RUNS[name]), []
