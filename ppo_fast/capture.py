@@ -12,6 +12,7 @@ import platform
 import shutil
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,8 @@ COMPILING = "a minute or two the first time, seconds once it is in the cache"
 # and per GFLOP of products, with the pointwise work beside them.
 SECONDS_PER_STEP, SECONDS_PER_MINIBATCH, SECONDS_PER_GFLOP = 2.5e-4, 1.3e-3, 3.8e-2
 
+COMPILERS = {"cpu": "g++", "cuda": "gcc"}
+
 # Recording takes as long as some ten eager iterations of a small run.
 FEW_ITERATIONS = 20
 
@@ -39,6 +42,9 @@ EAGER_ROWS = 1024
 
 # Rollout steps compiled as one graph on a CPU: more costs compile time in proportion and saves little (LOG.md).
 CHUNK = 8
+
+# The phases, as the profiler shows them.
+COLLECT, LEARN = "environment and policy", "values, advantages, updates"
 
 # What an iteration makes anew, by the beginning of its name, and what its first half changes besides.
 FROM_ROLLOUT = ("rollout.", "advantage")
@@ -70,9 +76,10 @@ class Stopwatch:
         self._last = now
 
 
-def compiler_on_path() -> bool:
-    """Whether a C++ compiler that torch.compile can call is there."""
-    return any(shutil.which(name) for name in (os.environ.get("CXX", ""), "g++", "clang++", "c++") if name)
+def compiler_on_path(device: torch.device) -> bool:
+    """Whether a compiler that torch.compile can call is there: of C++ for a CPU, of C for what launches GPU kernels."""
+    names = ("CXX", "g++", "clang++", "c++") if device.type == "cpu" else ("CC", "gcc", "clang", "cc")
+    return any(shutil.which(name) for name in (os.environ.get(names[0], ""), *names[1:]) if name)
 
 
 def recorded_seconds(flags: Any, parameters: int) -> float:
@@ -93,16 +100,20 @@ def decide(flags: Any, device: torch.device, parameters: int) -> tuple[bool, str
     """
     if flags.compile == "off":
         return False, "eager (--compile off)"
-    if device.type == "cpu" and not compiler_on_path():
-        how = "recorded" if records(flags, device) else "eager"
-        return False, f"{how} (warning: torch.compile needs a C++ compiler such as g++, and none is on the PATH)"
+    how = "recorded" if records(flags, device) else "captured" if captures(flags, device) else "eager"
+    if not compiler_on_path(device):
+        return False, f"{how} (warning: torch.compile needs a compiler such as {COMPILERS[device.type]}; none is found)"
     if flags.compile == "on":
         return True, "compiled (--compile on)"
     seconds = recorded_seconds(flags, parameters)
     if seconds * COMPILE_SAVES > COMPILE_SECONDS:
         return True, "compiled (a run this long saves more time than compiling takes)"
-    how = "recorded" if records(flags, device) else "eager"
     return False, f"{how} (about {seconds:.0f} s; compiling would take longer than it saves)"
+
+
+def captures(flags: Any, device: torch.device) -> bool:
+    """Whether phases are captured as CUDA graphs, compiled or not: launching kernels one by one takes longer."""
+    return device.type == "cuda" and flags.compile != "off"
 
 
 def records(flags: Any, device: torch.device) -> bool:
@@ -124,6 +135,8 @@ def prepare(flags: Any) -> torch.device:
     torch.backends.cudnn.deterministic = flags.torch_deterministic
     if flags.cuda and torch.cuda.is_available():
         torch.set_float32_matmul_precision("high" if flags.precision == "tf32" else "highest")
+        torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction = False  # sums stay in fp32
+        warnings.filterwarnings("ignore", message="TensorFloat32 tensor cores for float32")  # the user decides
         return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
     if flags.precision == "tf32":
         raise ValueError("--precision: tf32 needs a CUDA device; fp32 and bf16 run on a CPU")
@@ -161,26 +174,28 @@ def with_threads(function: Callable[..., Any], threads: int) -> Callable[..., An
     return call
 
 
-class FastProducts:
+def with_products(function: Callable[..., Any], setting: str) -> Callable[..., Any]:
+    """The function run with this setting of `torch.set_float32_matmul_precision`."""
+
+    @functools.wraps(function)
+    def call(*args: Any) -> Any:
+        before = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision(setting)
+        try:
+            return function(*args)
+        finally:
+            torch.set_float32_matmul_precision(before)
+
+    return call
+
+
+def fast_products(function: Callable[..., Any]) -> Callable[..., Any]:
     """A function whose fp32 matrix products run through oneDNN on a CPU: for many rows about twice as fast as MKL's.
 
     The "medium" precision setting selects it, and allows bf16 units where a CPU has them. On such a processor the
     result would change by more than float32 rounding; a product is probed once, and then the setting is left alone.
     """
-
-    def __init__(self, function: Callable[[], Any]) -> None:
-        self.function = function
-        self.usable = not torch.cuda.is_available() and _agrees_with_fp32()
-
-    def __call__(self) -> Any:
-        if not self.usable:
-            return self.function()
-        before = torch.get_float32_matmul_precision()
-        torch.set_float32_matmul_precision("medium")
-        try:
-            return self.function()
-        finally:
-            torch.set_float32_matmul_precision(before)
+    return with_products(function, "medium") if _agrees_with_fp32() else function
 
 
 def _agrees_with_fp32() -> bool:
@@ -268,8 +283,10 @@ class Phases:
         restart: Callable[[int | None], None] | None = None,
     ) -> None:
         collect, learn = eager(collect, one_thread), eager(learn, one_thread)
-        self.collect = _labelled(collect, "environment and policy")
-        self.learn = _labelled(FastProducts(learn), "values, advantages, updates")
+        on_cpu = next(iter(state.values())).device.type == "cpu"
+        self.collect = _labelled(collect, COLLECT)
+        self.learn = _labelled(fast_products(learn) if on_cpu else learn, LEARN)
+        self.graphs: list[CudaGraph] = []
         self.crew, self.state, self.generators = crew, state, generators
         self.restart = None if restart is None else self._restarts(restart)
         self.before = {name: x.clone() for name, x in state.items() if not name.startswith(FROM_COLLECT)}
@@ -310,7 +327,26 @@ class Phases:
                 raise ValueError(f"--resume: the checkpoint's {name} does not fit this configuration")
         assign((self.state[name] for name in tensors), tensors.values())
         for generator, stream in zip(self.generators, saved["generators"], strict=True):
+            if stream.shape != generator.get_state().shape:
+                raise ValueError(
+                    "--resume: the run was on another kind of device, whose random numbers can't go on here"
+                )
             generator.set_state(stream)
+
+    def exact(self) -> "Phases":
+        """Make products in fp32, whatever `--precision` has set for the process; returns self."""
+        self.collect, self.learn = with_products(self.collect, "highest"), with_products(self.learn, "highest")
+        return self
+
+    def release(self) -> None:
+        """Give captured graphs back: NCCL waits for those with its collectives before it lets a process go."""
+        for captured in self.graphs:
+            captured.graph.reset()
+        self.graphs.clear()
+
+    def _capture(self, phase: Callable[[], Any], name: str) -> Callable[[], Any]:
+        self.graphs.append(CudaGraph(phase, self.generators))
+        return _labelled(self.graphs[-1], name)  # a replay does not say the name that was said when it was captured
 
     def ready(self, device: torch.device, seed: int = 0) -> "Phases":
         """Compile what the phases call, or capture them on a GPU, and return self.
@@ -321,10 +357,10 @@ class Phases:
         saved["generators"] = [generator.get_state() for generator in self.generators]
         if device.type == "cuda":
             if self.restart is None:
-                self.collect = CudaGraph(self.collect, self.generators)
+                self.collect = self._capture(self.collect, COLLECT)
             else:  # the host steps in between, so this one can't be captured as a whole
                 self.collect()
-            self.learn = CudaGraph(self.learn, self.generators)
+            self.learn = self._capture(self.learn, LEARN)
         else:
             self()
             self.crew.started = True

@@ -364,7 +364,7 @@ class RunFlags:
     eval_episodes: Annotated[int, Range(0)] = 100
     """episodes of the final evaluation, greedy and as many sampled; 0 skips it"""
     compile: Literal["auto", "on", "off"] = "auto"
-    """torch.compile on a CPU, CUDA graphs over it on a GPU; auto only where it pays within this run, else it records"""
+    """torch.compile; auto only where it pays within this run, else a CPU records; on a GPU CUDA graphs unless off"""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"
     """of the networks' products: tf32 (GPU) rounds their inputs to 10 bits of mantissa, bf16 to 7; the rest is fp32"""
     verify: Annotated[int, Range(0)] = 0

@@ -258,7 +258,9 @@ def evaluate(args: Args) -> dict[str, Any]:
     if args.video:
         play.render_without_a_display()
     window = args.render == "human"
-    device = capture.prepare(dataclasses.replace(flags, cuda=args.cuda and not window))
+    on_gpu = args.cuda and not window and torch.cuda.is_available()
+    precision = "fp32" if flags.precision == "tf32" and not on_gpu else flags.precision  # how it was trained, not what
+    device = capture.prepare(dataclasses.replace(flags, cuda=on_gpu, precision=precision))
     seed = flags.seed if args.seed is None else args.seed
     envs = make_envs(args, flags, device, 1 if window else args.episodes or 100)
     agent = rebuild_agent(program, flags, policy, envs)

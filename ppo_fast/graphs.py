@@ -62,8 +62,7 @@ class Compiled:
         # Its own code object: dynamo keeps what it compiled per code object, and another run's flags are not ours.
         code, self._rest = function.__code__.replace(), (function.__name__, function.__defaults__, function.__closure__)
         self._own = types.FunctionType(code, function.__globals__, *self._rest)
-        options: Any = None if torch.cuda.is_available() else CPU_OPTIONS
-        self._compile = torch.compile(self._own, fullgraph=True, dynamic=False, options=options)
+        self._compile: Any = None
         self._direct: dict[tuple, Callable[..., Any]] = {}
 
     def __call__(self, *args: Any) -> Any:
@@ -71,6 +70,9 @@ class Compiled:
         direct = self._direct.get(key)
         if direct is not None:
             return direct(*self._first, *args)
+        if self._compile is None:
+            options: Any = CPU_OPTIONS if next(tensors(args)).device.type == "cpu" else None
+            self._compile = torch.compile(self._own, fullgraph=True, dynamic=False, options=options)
         before = self._codes()
         result = self._compile(*self._first, *args)
         new = [code for code in self._codes() if code not in before]

@@ -83,7 +83,7 @@ def compare_paths(
     print(f"compiling {args.env_id} ({capture.COMPILING}); then {args.verify} updates of both paths", flush=True)
     ranks, exact = Ranks(device), replace(args, precision="fp32", compile="off")
     fast = make_iteration(args, *setup(args, device), fast=True, ranks=ranks)
-    eager = make_iteration(exact, *setup(exact, device), fast=False, ranks=ranks)
+    eager = make_iteration(exact, *setup(exact, device), fast=False, ranks=ranks).exact()
     holds = verify.compare(fast, eager, args.verify, print, names, capture.ROUNDING[args.precision])
     return {"verified": holds, "exit_status": 0 if holds else 4}
 
@@ -184,6 +184,7 @@ class Session:
     def iterations(self, phases: Any) -> Iterator[int]:
         """The numbers of the iterations to run, from the checkpoint on, until the end or a stop; saves at the end."""
         self.watch.lap("compile")
+        self.stack.callback(phases.release)
         self.stop.at_once = False
         if self.origin is not None:
             self._restore(phases, self.origin.payload)
@@ -229,7 +230,7 @@ class Session:
         self.recent = [0.0, 0.0] if due else self.recent
         self.good, self.saved_at = phases.saved(), self.iteration
         self.good_progress = self._progress()
-        ranks = self.ranks.gather(self.good | {"rng": randomness.rng_state()})
+        ranks = self.ranks.gather(checkpoint.plain(self.good | {"rng": randomness.rng_state()}))
         if not self.ranks.is_main:
             return
         self.rows_at = (self.run.folder / "metrics.jsonl").stat().st_size
@@ -331,7 +332,7 @@ class Session:
         """Leave what the first process that found something knows; returns what and where, in words."""
         text, program = crash.finding(phases.state), self.facts["program"]
         own = crash.payload(self.own, program, phases, text or "losses or gradients are not finite", self.iteration)
-        reports = self.ranks.gather({"found": text is not None, "payload": own})
+        reports = self.ranks.gather(checkpoint.plain({"found": text is not None, "payload": own}))
         if not self.ranks.is_main:
             return f"{own['finding']}; rank 0 says more"
         rank = next((rank for rank, report in enumerate(reports) if report["found"]), 0)

@@ -207,9 +207,8 @@ def collect_from_host(act: Callable, agent: Agent, envs: Any, group: int, obs: T
 
 
 def collect_on_device(collect: Callable, agent: Agent, envs: Any, state: Rows, rollout: Rows, noise: Rows) -> None:
-    """T steps of a tensor environment into the rollout in place, on a CPU CHUNK at a time."""
-    chunk = len(rollout[0]) if rollout[0].is_cuda else capture.CHUNK
-    for *rows, action_noise, env_noise in zip(*(x.split(chunk) for x in (*rollout, *noise)), strict=True):
+    """T steps of a tensor environment into the rollout in place, CHUNK at a time."""
+    for *rows, action_noise, env_noise in zip(*(x.split(capture.CHUNK) for x in (*rollout, *noise)), strict=True):
         collect(agent, envs, state, tuple(rows), (action_noise, env_noise))
 
 
@@ -366,7 +365,7 @@ def make_iteration(
     begin = None if on_device else lambda seed: obs.copy_(envs.restart() if seed is None else envs.reset(seed=seed)[0])
     one_thread = wrap is not graphs.plain or args.batch_size <= capture.EAGER_ROWS * args.num_minibatches
     phases = capture.Phases(collect_phase, learn_phase, state, generators, threads, one_thread, begin)
-    return phases.ready(device, args.seed) if fast else phases
+    return phases.ready(device, args.seed) if fast or capture.captures(args, device) else phases
 
 
 def setup(args: Args, device: torch.device) -> tuple[Any, Agent, ppo.Learner]:

@@ -9,7 +9,9 @@ business: test_fast_path.py compares captured and eager runs where there is a ca
 
 import contextlib
 import dataclasses
+import re
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -20,7 +22,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ppo_fast import capture, normalize, ppo, train
+from ppo_fast import capture, normalize, ppo, profiling, train
 
 CARD = torch.device("cuda")
 
@@ -41,6 +43,10 @@ class Graph(TorchDispatchMode):
         self.calls: list[tuple[Any, tuple, dict, Any]] = []
         self.generators: list[torch.Generator] = []
         self.replays = 0
+        self.gone = False
+
+    def reset(self) -> None:
+        self.gone = True
 
     def register_generator_state(self, generator: torch.Generator) -> None:
         self.generators.append(generator)
@@ -110,7 +116,7 @@ def card(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
 
     monkeypatch.setattr(ppo, "_reverse_sum", without_numpy(ppo._reverse_sum))
     monkeypatch.setattr(normalize, "discounted", without_numpy(normalize.discounted))
-    monkeypatch.setattr(capture, "FastProducts", lambda function: function)
+    monkeypatch.setattr(capture, "fast_products", lambda function: function)
     monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True))
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
@@ -160,6 +166,89 @@ def test_being_captured_leaves_no_trace(card: list[Graph]) -> None:
     assert a["tensors"].keys() == b["tensors"].keys() and len(card) == 2
     assert all(torch.equal(x, b["tensors"][name]) for name, x in a["tensors"].items())
     assert all(map(torch.equal, a["generators"], b["generators"]))
+
+
+def test_phases_have_their_names_in_a_profile_of_replays(card: list[Graph]) -> None:
+    _, iteration = built(dataclasses.replace(small(), compile="off"))
+    iteration.ready(CARD)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        iteration()
+    assert {capture.COLLECT, capture.LEARN} <= {event.name for event in profiler.events() or ()}
+    assert {capture.COLLECT, capture.LEARN} <= set(profiling.PHASES)
+
+
+def test_graphs_are_given_back(card: list[Graph]) -> None:
+    """Before NCCL's group goes, which waits for graphs that hold its collectives."""
+    _, iteration = built(dataclasses.replace(small(), compile="off"))
+    iteration.release()
+    iteration.ready(CARD)
+    iteration()
+    assert len(card) == 2 and not any(graph.gone for graph in card)
+    iteration.release()
+    assert all(graph.gone for graph in card)
+
+
+def test_a_session_gives_them_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    released: list[capture.Phases] = []
+    monkeypatch.setattr(capture.Phases, "release", lambda self: released.append(self))
+    args = small(eval_episodes=1, quiet=True, compile="off", total_timesteps=64, run_root=str(tmp_path))
+    train.train(args)
+    assert len(released) == 1
+
+
+@pytest.mark.parametrize(
+    ("compiling", "steps", "compiler", "fast", "words"),
+    [
+        ("auto", 500_000, "gcc", False, r"captured \(about \d+ s; compiling would take longer than it saves\)"),
+        ("auto", 10**9, "gcc", True, "compiled (a run this long saves more time than compiling takes)"),
+        ("auto", 10**9, None, False, "captured (warning: torch.compile needs a compiler such as gcc; none is found)"),
+        ("on", 500_000, "clang", True, "compiled (--compile on)"),
+        ("off", 10**9, "gcc", False, "eager (--compile off)"),
+    ],
+)
+def test_what_is_captured(
+    monkeypatch: pytest.MonkeyPatch, compiling: Any, steps: int, compiler: str | None, fast: bool, words: str
+) -> None:
+    """On a card everything but --compile off; compiled where that pays and a compiler of C is there."""
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(capture.shutil, "which", lambda name: name if name == compiler else None)
+    args = train.Args(compile=compiling, total_timesteps=steps)
+    decided, wording = capture.decide(args, CARD, 10_000)
+    assert decided == fast and (wording == words or re.fullmatch(words, wording))
+    assert capture.captures(args, CARD) == (compiling != "off") and not capture.captures(args, CPU)
+
+
+def test_the_exact_path_is_exact_whatever_the_process_allows() -> None:
+    """`--verify --precision tf32` compares with fp32."""
+    seen: list[str] = []
+
+    def collect() -> None:
+        seen.append(torch.get_float32_matmul_precision())
+
+    def learn() -> Tensor:
+        collect()
+        return torch.zeros(())
+
+    generator = torch.Generator()
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with patch.object(capture, "fast_products", lambda function: function):
+            phases = capture.Phases(collect, learn, {"theta": torch.zeros(1)}, [generator], None)
+        phases()
+        phases.exact()()
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen == ["high"] * 2 + ["highest"] * 2
+
+
+def test_random_numbers_of_another_device_are_refused_in_a_line() -> None:
+    _, iteration = built(small())
+    saved = iteration.saved()
+    saved["generators"][0] = torch.zeros(16, dtype=torch.uint8)  # what a GPU's generator has
+    with pytest.raises(ValueError, match=r"^--resume: the run was on another kind of device"):
+        iteration.load(saved)
 
 
 # That the emulation would notice.

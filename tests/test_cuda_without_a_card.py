@@ -53,7 +53,7 @@ class CardGenerator(torch.Generator):
 def fakes(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(torch, "Generator", CardGenerator)
     monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: self.device == CARD))
-    monkeypatch.setattr(capture, "FastProducts", lambda function: function)  # for a CPU
+    monkeypatch.setattr(capture, "fast_products", lambda function: function)  # for a CPU
     with FakeTensorMode(allow_non_fake_inputs=True):  # torch.tensor(list, device="meta") is no fake
         yield
 

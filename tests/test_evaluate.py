@@ -64,6 +64,21 @@ def test_the_runs_own_evaluation_is_reproduced_exactly(kind, tmp_path, capsys):
     assert other["greedy"] != found["greedy"] or other["sampled"] != found["sampled"]
 
 
+def test_a_policy_trained_with_tf32_is_played_without_a_card(run, tmp_path, monkeypatch, capsys):
+    """How its products were made is no part of it. In the checkpoint alone, as if it came from another machine."""
+    folder = tmp_path / "run"
+    shutil.copytree(run[0], folder)
+    rebuilt = program.rebuild_flags
+    monkeypatch.setattr(
+        program,
+        "rebuild_flags",
+        lambda policy: (rebuilt(policy)[0], dataclasses.replace(rebuilt(policy)[1], precision="tf32")),
+    )
+    for cuda in (True, False):
+        if not (cuda and torch.cuda.is_available()):
+            assert evaluate(Args(run=str(folder), episodes=2, cuda=cuda))["greedy"]["episodes"] == 2
+
+
 def test_episodes_are_gymnasiums_own_unless_another_backend_is_asked_for(run, capsys):
     folder, _ = run
     assert evaluate(Args(run=str(folder), episodes=2))["backend"] == "sync"

@@ -8,6 +8,7 @@ through the compiler as it is. Letters: T steps, N envs, M minibatch.
 """
 
 import copy
+from dataclasses import replace
 from functools import partial
 from unittest.mock import patch
 
@@ -25,7 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppo_fast import capture, crew, ppo, session, train
 from ppo_fast.distributed import Ranks
-from ppo_fast.graphs import Compiled
+from ppo_fast.graphs import CPU_OPTIONS, Compiled
 from ppo_fast.train import Args, Batch
 
 # torch warns of what torch.compile itself does: it instantiates an autograd.Function, and imports torch.jit.
@@ -285,10 +286,28 @@ def test_the_real_compilers_mathematics():
 def test_captured_is_eager_on_a_gpu(name):
     device = torch.device("cuda")
     args, runs = small(**RUNS[name]), []
-    for fast in (True, False):
-        envs, agent, learner = train.setup(args, device)
-        runs.append(run(learner, train.make_iteration(args, envs, agent, learner, fast), 4, args))
-    assert_same_run(args, *((metrics.cpu(), theta.cpu()) for metrics, theta in runs))
+    for fast, compiling in ((True, "on"), (False, "auto"), (False, "off")):  # compiled, captured as it is, eager
+        own = replace(args, compile=compiling)
+        envs, agent, learner = train.setup(own, device)
+        runs.append(run(learner, train.make_iteration(own, envs, agent, learner, fast), 4, args))
+    *fast, slow = [(metrics.cpu(), theta.cpu()) for metrics, theta in runs]
+    for one in fast:
+        assert_same_run(args, one, slow)
+
+
+def test_a_processor_has_its_own_options_beside_a_card(monkeypatch):
+    """`--no-cuda` on a machine with a GPU: the tensors say where code is to run."""
+    seen = []
+
+    def compiler(function, *, options, **_):
+        seen.append(options)
+        return function
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    Compiled(lambda x: x + 1)(torch.ones(3))
+    Compiled(lambda x: x + 1)(torch.ones(3, device="meta"))
+    assert seen == [CPU_OPTIONS, None]
 
 
 # The first minibatch: nothing has changed yet, so the new policy is the old one.
@@ -437,7 +456,7 @@ def built_of_fakes(args):
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Pendulum-v1"])
 def test_an_iteration_on_a_gpu_never_looks_at_the_device(as_on_a_gpu, monkeypatch, env_id, target_kl):
     """Fake tensors have shapes and no contents, so whatever would read one raises."""
-    monkeypatch.setattr(capture, "FastProducts", lambda function: function)  # it probes a product
+    monkeypatch.setattr(capture, "fast_products", lambda function: function)  # it probes a product
     with FakeTensorMode(allow_non_fake_inputs=False):
         iteration = built_of_fakes(small(env_id=env_id, target_kl=target_kl))
         assert iteration().shape == (len(train.METRICS),)
@@ -447,7 +466,7 @@ def test_an_iteration_on_a_gpu_never_looks_at_the_device(as_on_a_gpu, monkeypatc
 
 def test_a_look_would_be_seen(monkeypatch):
     """The branch for a CPU looks at the truncated rows, which the test above would refuse."""
-    monkeypatch.setattr(capture, "FastProducts", lambda function: function)
+    monkeypatch.setattr(capture, "fast_products", lambda function: function)
     with FakeTensorMode(allow_non_fake_inputs=False), pytest.raises(DynamicOutputShapeException):
         built_of_fakes(small())()
 

@@ -118,7 +118,8 @@ def test_ceiling_by_a_known_clock(monkeypatch: pytest.MonkeyPatch) -> None:
         limit = speed.ceiling(CPU, 1000, 64)
         assert limit.flops_per_second == pytest.approx(2 * 1000 * 64 * 64 / 1e-3)
         assert limit.bytes_per_second == pytest.approx(2 * 1000 * 64 * 4 / 1e-3) and threads[-1] == 4
-        assert speed.ceiling(CPU, 10**7, 64).bytes_per_second == pytest.approx(2 * speed.MANY_ROWS * 64 * 4 / 1e-3)
+        most = speed.MANY_ROWS["cpu"]
+        assert speed.ceiling(CPU, 10**7, 64).bytes_per_second == pytest.approx(2 * most * 64 * 4 / 1e-3)
 
         def rounded(x: torch.Tensor, weight: torch.Tensor, out: torch.Tensor) -> None:
             coarse = torch.get_float32_matmul_precision() == "medium"
