@@ -380,8 +380,8 @@ class Session:
             fresh = make(args.env_id, args.eval_episodes, device, backend)
             result |= capture.eager(play.evaluate, one_thread=True)(fresh, agent, args.seed)
         self.camera.wait()
-        self.picture.wait()  # what follows wants all cores
         self.watch.lap("eval")
+        self.picture.wait()  # what follows wants all cores
         # Other processes don't run the phases any more; a run that was complete already has no speed of its own.
         if self.ranks.world_size > 1 or self.iteration == self.began_at:
             return []
