@@ -191,6 +191,7 @@ def test_forked_workers_die_by_sigterm_alone(signum: signal.Signals) -> None:
 
 def test_forks_after_the_block_are_left_alone() -> None:
     process = start("""
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
     with StopSignal() as stop:
         pass
     print("ready")
