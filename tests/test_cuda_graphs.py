@@ -53,6 +53,8 @@ class Graph(TorchDispatchMode):
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         kwargs = kwargs or {}
+        if func.namespace == "profiler":  # no kernel
+            return func(*args, **kwargs)
         if isinstance(generator := kwargs.get("generator"), torch.Generator):  # another object for the same generator
             known = any(torch.equal(generator.get_state(), own.get_state()) for own in self.generators)
             assert known, "an unknown generator in a capture"

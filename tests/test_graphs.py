@@ -246,6 +246,24 @@ def test_what_is_filled_and_changed_is_no_constant() -> None:
     assert recorded.function.calls == 2
 
 
+def test_a_replay_that_fails_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The interpreter looks at some graphs only when it runs them."""
+
+    def replay(self: graphs.Tape, args: tuple, result: Any) -> Callable[..., Any]:
+        def fail(*args: Any) -> Any:
+            args[0].fill_(0.0)
+            raise RuntimeError("no such operation")
+
+        return fail
+
+    monkeypatch.setattr(graphs.Tape, "replay", replay)
+    function = Counted(lambda x: x.add_(1.0))
+    recorded, x = Recorded(function), torch.zeros(2)
+    for call in range(4):
+        recorded(x)
+        assert x.tolist() == [call + 1.0] * 2 and function.calls == call + 1
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int32, torch.int64, torch.uint8, torch.bool])
 @pytest.mark.parametrize("number", [2, -3, 0.1, 1e300, True, 2**40, float("nan")])
 @pytest.mark.parametrize("name", ["add", "sub", "rsub", "mul", "true_divide", "eq", "ge", "lt"])
