@@ -271,9 +271,10 @@ def _is(x: Tensor, other: Tensor) -> bool:
 
 def _with_tensors(func: Any, words: tuple, named: dict, constants: dict[int, Tensor]) -> tuple[Any, tuple, dict]:
     """The operation with a number, its second argument, as a constant of the first one's type; or as it is."""
-    name, (x, number, *rest) = func._schema.name.removeprefix("aten::"), (*words, None, None)[: max(2, len(words))]
-    if name not in MEETS_NUMBER or not isinstance(x, Tensor) or type(number) not in (int, float):
+    name = func._schema.name.removeprefix("aten::")
+    if name not in MEETS_NUMBER or not isinstance(words[0], Tensor) or type(words[1]) not in (int, float):
         return func, words, named
+    x, number, *rest = words
     whole = x.dtype in (torch.int32, torch.int64) and type(number) is int and abs(number) < 2**31
     if x.dtype is not torch.float32 and not whole:
         return func, words, named

@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ import torch
 from odd_envs import LENGTH
 from torch import Tensor
 
-from ppo_fast import checkpoint, envs as environments, train as program
+from ppo_fast import checkpoint, curves, envs as environments, train as program
 from ppo_fast.play import play
 from ppo_fast.tracking import read_metrics
 from ppo_fast.train import Agent, Args, train
@@ -480,3 +480,23 @@ print("torch._dynamo" in sys.modules)
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.parametrize("here", [True, False])
+def test_a_picture_that_fails_in_its_process_is_drawn_in_this_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], here: bool
+) -> None:
+    """And where that fails as well, it is a warning and no more."""
+    own = os.getpid()
+
+    def draw(folder: Path, rows: Sequence[Any]) -> None:
+        if os.getpid() != own or not here:
+            raise OSError("no font")
+        (folder / "curves.png").write_text(str(len(rows)))
+
+    monkeypatch.setattr(curves, "plot_curves", draw)
+    result = train(replace(TINY, run_root=str(tmp_path), eval_episodes=1))
+    (folder,) = tmp_path.iterdir()
+    assert result["eval/episodes"] == 1 and (folder / "result.json").exists()
+    assert (folder / "curves.png").exists() == here
+    assert ("curves.png was not drawn: no font" in capsys.readouterr().err) != here
