@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from benchmarks import peers
-from ppo_fast import cli
-from ppo_fast.cli import Range
+from ppo_fast.run import cli
+from ppo_fast.run.cli import Range
 
 VARIANTS = {
     "discrete": "",

@@ -46,7 +46,8 @@ def measure(point: Point) -> dict[str, Any]:
     """Build the iteration as the program does and time it: the report, with SPS, phases, memory and the ceiling."""
     import torch
 
-    from ppo_fast import capture, speed, train
+    from ppo_fast import train
+    from ppo_fast.engine import capture, speed
 
     args = dataclasses.replace(
         our_args(point, ""), env_id=point.env_id, backend=point.backend, compile="on" if point.compile else "off"

@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from benchmarks.peers import machine_facts
-from ppo_fast import intervals, presets
+from ppo_fast.pictures import intervals
+from ppo_fast.run import presets
 
 
 class Task(NamedTuple):

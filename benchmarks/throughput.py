@@ -23,8 +23,8 @@ from typing import Annotated, Any, Literal
 
 from benchmarks import peers
 from benchmarks.iteration import BUSY, Point
-from ppo_fast import cli
-from ppo_fast.cli import Range
+from ppo_fast.run import cli
+from ppo_fast.run.cli import Range
 
 # Bytes that an iteration holds per environment step: rollout, batch, and activations with their gradients; measured
 # with the default networks, rounded up. A quarter of the free memory is left to it.

@@ -18,8 +18,9 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import tyro
 
-from ppo_fast import cli, intervals, records
-from ppo_fast.records import RunRecord
+from ppo_fast.pictures import intervals, records
+from ppo_fast.pictures.records import RunRecord
+from ppo_fast.run import cli
 
 DIVIDER = "--"
 FEW = 5  # runs below which a bootstrap interval is too narrow to be trusted

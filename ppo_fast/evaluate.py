@@ -26,8 +26,11 @@ import numpy as np
 import torch
 import tyro
 
-from ppo_fast import capture, checkpoint, cli, envs as environments, networks, play
-from ppo_fast.cli import Range
+from ppo_fast import envs as environments
+from ppo_fast.algorithm import networks
+from ppo_fast.engine import capture
+from ppo_fast.run import checkpoint, cli, play
+from ppo_fast.run.cli import Range
 
 POLICY, CHECKPOINTS = "policy.safetensors", "checkpoints/checkpoint-*.pt"
 PROGRAM = re.compile(r"ppo_fast\.train(_\w+)?")

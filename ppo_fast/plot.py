@@ -19,9 +19,10 @@ from typing import Annotated, Any, Literal, NamedTuple
 import numpy as np
 import tyro
 
-from ppo_fast import cli, health, page, records
-from ppo_fast.curves import scale, short_number
-from ppo_fast.records import RunRecord
+from ppo_fast.pictures import page, records
+from ppo_fast.pictures.curves import scale, short_number
+from ppo_fast.pictures.records import RunRecord
+from ppo_fast.run import cli, health
 
 Groups = Mapping[str, Sequence[RunRecord]]
 FORMATS = (".png", ".svg", ".pdf")

@@ -17,8 +17,8 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from ppo_fast import checkpoint, cli, crash
-from ppo_fast.distributed import Ranks
+from ppo_fast.engine.distributed import Ranks
+from ppo_fast.run import checkpoint, cli, crash
 
 
 def replay(payload: Mapping[str, Any]) -> list[str]:

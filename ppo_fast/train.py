@@ -17,9 +17,12 @@ import torch
 from gymnasium.vector import AutoresetMode
 from torch import Tensor, nn
 
-from ppo_fast import capture, cli, crew, distributed, envs as environments, graphs, networks, normalize, ppo, session
-from ppo_fast.cli import Range
-from ppo_fast.episodes import episode_stats
+from ppo_fast import envs as environments
+from ppo_fast.algorithm import networks, normalize, ppo
+from ppo_fast.algorithm.episodes import episode_stats
+from ppo_fast.engine import capture, crew, distributed, graphs
+from ppo_fast.run import cli, session
+from ppo_fast.run.cli import Range
 
 Rows = tuple[Tensor, ...]
 

@@ -36,7 +36,9 @@ MAX_FILE_LINES = 400
 MAX_NESTING = 3
 PROGRAM = re.compile(r"ppo_fast\.(train(_\w+)?|evaluate|plot|compare|replay)")
 KINDS = ("PROGRAM", "MATH", "PLUMBING")
-TIE = "ppo_fast.session"  # the one module besides the programs that may import leaves, and so none of them imports it
+TIE = (
+    "ppo_fast.run.session"  # the one module besides the programs that may import leaves, and so none of them imports it
+)
 LAZY = {"wandb", "matplotlib", "moviepy", "pygame", "scipy", "envpool", "tensorboard"}
 PURE_CALLS = {
     *("bool", "dict", "float", "frozenset", "int", "len", "list", "range", "set", "sorted", "str", "tuple", "type"),
@@ -101,7 +103,7 @@ def nothing_imports_a_program(module: str, source: str) -> list[str]:
 
 def only_tracking_imports_wandb(module: str, source: str) -> list[str]:
     """One place knows the tracker."""
-    if module == "ppo_fast.tracking":
+    if module == "ppo_fast.run.tracking":
         return []
     names = {name.split(".")[0] for name in imported(module, ast.parse(source))}
     return [f"{module} imports wandb"] if "wandb" in names else []

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from benchmarks import acceptance
-from ppo_fast import cli, train
+from ppo_fast import train
+from ppo_fast.run import cli
 
 AGREES = "  losses ...\nthe two paths agree"
 PROFILE = "  device idle                    1.20 ms   7.5 %\n  the host waits for the device {} times an iteration"

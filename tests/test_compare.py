@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 from test_records import config, write_run
 
-from ppo_fast import cli, compare as program
+from ppo_fast import compare as program
 from ppo_fast.compare import Args, compare
-from ppo_fast.intervals import iqm, probability_of_improvement
+from ppo_fast.pictures.intervals import iqm, probability_of_improvement
+from ppo_fast.run import cli
 
 pytest.importorskip("scipy")
 

@@ -21,7 +21,9 @@ from pathlib import Path
 
 import pytest
 
-from ppo_fast import cli, curves, health, speed
+from ppo_fast.engine import speed
+from ppo_fast.pictures import curves
+from ppo_fast.run import cli, health
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))

@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import nn
 
-from ppo_fast import checkpoint, cli, envs as environments, evaluate as program
+from ppo_fast import envs as environments, evaluate as program
 from ppo_fast.evaluate import Args, evaluate, figures_of
-from ppo_fast.play import Episodes
+from ppo_fast.run import checkpoint, cli
+from ppo_fast.run.play import Episodes
 from ppo_fast.train import Args as TrainArgs, train
 
 TINY = TrainArgs(

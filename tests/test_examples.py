@@ -9,9 +9,9 @@ import yaml
 from env_checker import check_vector_env
 
 from examples import point_mass
-from ppo_fast import play
-from ppo_fast.cli import parse
 from ppo_fast.envs import available_backends, make
+from ppo_fast.run import play
+from ppo_fast.run.cli import parse
 from ppo_fast.train import Args, train
 
 ROOT = Path(__file__).resolve().parent.parent

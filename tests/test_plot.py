@@ -11,8 +11,10 @@ from html.parser import HTMLParser
 import pytest
 from test_records import config, write_run
 
-from ppo_fast import cli, curves, health, page, plot as program, records
+from ppo_fast import plot as program
+from ppo_fast.pictures import curves, page, records
 from ppo_fast.plot import PANELS, Args, advice, draw_figure, plot
+from ppo_fast.run import cli, health
 from ppo_fast.train import Args as TrainArgs, train
 
 VOID = {"meta", "link", "br", "input", "img"}

@@ -36,8 +36,11 @@ from victims import (
     whole_rows,
 )
 
-from ppo_fast import capture, checkpoint, crew, normalize, ppo, replay, train as program
-from ppo_fast.distributed import Ranks
+from ppo_fast import replay, train as program
+from ppo_fast.algorithm import normalize, ppo
+from ppo_fast.engine import capture, crew
+from ppo_fast.engine.distributed import Ranks
+from ppo_fast.run import checkpoint
 
 Pair = tuple[Forge, Forge]
 
@@ -102,7 +105,8 @@ SEE_HALF = f"""
 import sys, torch
 from dataclasses import replace
 from functools import partial
-from ppo_fast import crew, distributed, normalize, ppo
+from ppo_fast.algorithm import normalize, ppo
+from ppo_fast.engine import crew, distributed
 sys.path.insert(0, {str(REPOSITORY / "tests")!r})
 from test_torchrun import ARGS, HALF, rows
 args = train.Args(**ARGS)

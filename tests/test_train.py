@@ -17,9 +17,11 @@ import torch
 from odd_envs import LENGTH
 from torch import Tensor
 
-from ppo_fast import checkpoint, curves, envs as environments, train as program
-from ppo_fast.play import play
-from ppo_fast.tracking import read_metrics
+from ppo_fast import envs as environments, train as program
+from ppo_fast.pictures import curves
+from ppo_fast.run import checkpoint
+from ppo_fast.run.play import play
+from ppo_fast.run.tracking import read_metrics
 from ppo_fast.train import Agent, Args, train
 
 TESTS = Path(__file__).parent

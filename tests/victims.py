@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from ppo_fast import checkpoint
+from ppo_fast.run import checkpoint
 
 REPOSITORY = Path(__file__).parents[1]
 # Small and quick, but with all that a resume has to bring back.
@@ -31,7 +31,9 @@ BATCH = 4 * 4
 FORGE = """
 import ctypes, json, os, signal, sys, traceback
 import torch
-from ppo_fast import capture, cli, session, train
+from ppo_fast import train
+from ppo_fast.engine import capture
+from ppo_fast.run import cli, session
 session.speed.of_run = session.speed.lines = lambda *_: []  # half a second each, and tested elsewhere
 session.curves.plot_curves = lambda *_: None
 torch.set_num_threads(1)  # a forked child would wait for threads that only its parent has

@@ -1,0 +1,1 @@
+"""What surrounds training: command line, presets, session, checkpoints, stops, faults, console, tracking, videos."""

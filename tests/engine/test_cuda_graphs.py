@@ -1,0 +1,306 @@
+"""Captured iterations without a card: `capture.CudaGraph` on graphs that are emulated on a CPU.
+
+Like CUDA's own, an emulated graph holds operations and the memory they work on, and nothing of Python: a replay repeats
+the same kernels on the same tensors with the numbers that Python had at capture, whose kernels never ran. So what an
+iteration hands from one replay to the next in a variable instead of a tensor, a learning rate that Python passes on, a
+result that is read before a replay, comes out wrong here as it would on a card. Kernels, streams and NCCL are CUDA's
+business: test_fast_path.py compares captured and eager runs where there is a card.
+"""
+
+import contextlib
+import dataclasses
+import re
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pytest
+import torch
+from test_fast_path import CPU, RUNS, built, small
+from torch import Tensor
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from ppo_fast import train
+from ppo_fast.algorithm import normalize, ppo
+from ppo_fast.engine import capture, profiling
+
+CARD = torch.device("cuda")
+
+
+def written(func: Any, words: tuple, named: dict) -> Iterator[Tensor]:
+    """The tensors that an operation changes in place."""
+    given = dict(zip((each.name for each in func._schema.arguments), words, strict=False)) | named
+    for each in func._schema.arguments:
+        if each.alias_info is not None and each.alias_info.is_write:
+            yield from (x for x in pytree.tree_leaves(given.get(each.name)) if isinstance(x, Tensor))
+
+
+class Graph(TorchDispatchMode):
+    """torch.cuda.CUDAGraph, of CPU kernels."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple[Any, tuple, dict, Any]] = []
+        self.generators: list[torch.Generator] = []
+        self.replays = 0
+        self.gone = False
+
+    def reset(self) -> None:
+        self.gone = True
+
+    def register_generator_state(self, generator: torch.Generator) -> None:
+        self.generators.append(generator)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func.namespace == "profiler":  # no kernel
+            return func(*args, **kwargs)
+        if isinstance(generator := kwargs.get("generator"), torch.Generator):  # another object for the same generator
+            known = any(torch.equal(generator.get_state(), own.get_state()) for own in self.generators)
+            assert known, "an unknown generator in a capture"
+        assert func not in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default), "a look"
+        before = [(x, x.clone()) for x in written(func, args, kwargs)]
+        result = func(*args, **kwargs)
+        self.calls.append((func, *pytree.tree_map_only(Tensor, torch.detach, (args, kwargs, result))))
+        self.undo = before + self.undo
+        return result
+
+    @contextlib.contextmanager
+    def capturing(self) -> Iterator[None]:
+        """No kernel has run when a capture is over, and what it returned holds nothing yet."""
+        self.undo: list[tuple[Tensor, Tensor]] = []
+        streams = [generator.get_state() for generator in self.generators]
+        with self:
+            yield
+        for x, old in self.undo:
+            x.copy_(old)
+        for generator, stream in zip(self.generators, streams, strict=True):
+            generator.set_state(stream)
+        old = {x.untyped_storage().data_ptr() for x, _ in self.undo}
+        for _, words, named, result in self.calls:
+            given = {x.untyped_storage().data_ptr() for x in tensors((words, named))}
+            for x in tensors(result):  # memory of the graph's own
+                if x.untyped_storage().data_ptr() not in given | old and x.is_floating_point():
+                    x.fill_(torch.nan)
+
+    @torch.no_grad()
+    def replay(self) -> None:
+        self.replays += 1
+        for func, words, named, result in self.calls:
+            for kept, new in zip(tensors(result), tensors(func(*words, **named)), strict=True):
+                if new.data_ptr() != kept.data_ptr():
+                    kept.copy_(new)
+
+
+def tensors(nest: Any) -> list[Tensor]:
+    return [x for x in pytree.tree_leaves(nest) if isinstance(x, Tensor)]
+
+
+class Stream:
+    def wait_stream(self, other: "Stream") -> None: ...
+
+
+@pytest.fixture
+def card(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
+    """The branches of a GPU, on CPU tensors; returns the graphs that are made."""
+    graphs = list[Graph]()
+
+    def without_numpy(function: Callable[..., Any]) -> Callable[..., Any]:
+        def called(*args: Any) -> Any:
+            with patch.object(torch.compiler, "is_compiling", lambda: True):
+                return function(*args)
+
+        return called
+
+    def new() -> Graph:
+        graphs.append(Graph())
+        return graphs[-1]
+
+    monkeypatch.setattr(ppo, "_reverse_sum", without_numpy(ppo._reverse_sum))
+    monkeypatch.setattr(normalize, "discounted", without_numpy(normalize.discounted))
+    monkeypatch.setattr(capture, "fast_products", lambda function: function)
+    monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True))
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "current_stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "CUDAGraph", new)
+    monkeypatch.setattr(torch.cuda, "graph", lambda graph, **_: graph.capturing())
+    return graphs
+
+
+def followed(args: train.Args, captured: bool, count: int = 5) -> list[Tensor]:
+    """Metrics and parameters of some iterations with an annealed learning rate, a checkpoint and a way back to it."""
+    learner, iteration = built(args)
+    if captured:
+        iteration.ready(CARD, args.seed)
+    seen, saved = [], {}
+    for i in range(count):
+        if args.lr_schedule == "linear":
+            learner.learning_rate.fill_(args.learning_rate * (1 - i / args.num_iterations))
+        if i == 2:
+            saved = iteration.saved()
+        if i == 3 and iteration.restart is None:  # back by one: the third iteration again
+            iteration.load(saved)
+        seen += [iteration().clone(), learner.theta.clone()]
+    return seen
+
+
+@pytest.mark.parametrize("name", [*RUNS, "bf16"])
+def test_captured_is_eager_bit_for_bit(card: list[Graph], name: str) -> None:
+    args = dataclasses.replace(small(**RUNS.get(name, {"precision": "bf16"})), compile="off")
+    eager = followed(args, captured=False)
+    assert not card
+    captured = followed(args, captured=True)
+    host = args.backend == "sync"
+    assert [graph.replays for graph in card] == [5] * (1 if host else 2)
+    if not host:  # the way back repeats an iteration exactly, but for the learning rate
+        assert torch.equal(eager[4][train.METRICS.index("returns")], eager[6][train.METRICS.index("returns")])
+    assert all(torch.equal(a.nan_to_num(9), b.nan_to_num(9)) for a, b in zip(eager, captured, strict=True))
+    assert not torch.equal(captured[1], captured[-1])
+
+
+def test_being_captured_leaves_no_trace(card: list[Graph]) -> None:
+    """Warm-up runs and capture are undone: state and generators are those of the beginning."""
+    args = dataclasses.replace(small(), compile="off")
+    (_, fresh), (_, ready) = built(args), built(args)
+    ready.ready(CARD, args.seed)
+    a, b = fresh.saved(), ready.saved()
+    assert a["tensors"].keys() == b["tensors"].keys() and len(card) == 2
+    assert all(torch.equal(x, b["tensors"][name]) for name, x in a["tensors"].items())
+    assert all(map(torch.equal, a["generators"], b["generators"]))
+
+
+def test_phases_have_their_names_in_a_profile_of_replays(card: list[Graph]) -> None:
+    _, iteration = built(dataclasses.replace(small(), compile="off"))
+    iteration.ready(CARD)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
+        iteration()
+    assert {capture.COLLECT, capture.LEARN} <= {event.name for event in profiler.events() or ()}
+    assert {capture.COLLECT, capture.LEARN} <= set(profiling.PHASES)
+
+
+def test_graphs_are_given_back(card: list[Graph]) -> None:
+    """Before NCCL's group goes, which waits for graphs that hold its collectives."""
+    _, iteration = built(dataclasses.replace(small(), compile="off"))
+    iteration.release()
+    iteration.ready(CARD)
+    iteration()
+    assert len(card) == 2 and not any(graph.gone for graph in card)
+    iteration.release()
+    assert all(graph.gone for graph in card)
+
+
+def test_a_session_gives_them_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    released: list[capture.Phases] = []
+    monkeypatch.setattr(capture.Phases, "release", lambda self: released.append(self))
+    args = small(eval_episodes=1, quiet=True, compile="off", total_timesteps=64, run_root=str(tmp_path))
+    train.train(args)
+    assert len(released) == 1
+
+
+@pytest.mark.parametrize(
+    ("compiling", "steps", "compiler", "fast", "words"),
+    [
+        ("auto", 500_000, "gcc", False, r"captured \(about \d+ s; compiling would take longer than it saves\)"),
+        ("auto", 10**9, "gcc", True, "compiled (a run this long saves more time than compiling takes)"),
+        ("auto", 10**9, None, False, "captured (warning: torch.compile needs a compiler such as gcc; none is found)"),
+        ("on", 500_000, "clang", True, "compiled (--compile on)"),
+        ("off", 10**9, "gcc", False, "eager (--compile off)"),
+    ],
+)
+def test_what_is_captured(
+    monkeypatch: pytest.MonkeyPatch, compiling: Any, steps: int, compiler: str | None, fast: bool, words: str
+) -> None:
+    """On a card everything but --compile off; compiled where that pays and a compiler of C is there."""
+    monkeypatch.delenv("CC", raising=False)
+    monkeypatch.setattr(capture.shutil, "which", lambda name: name if name == compiler else None)
+    args = train.Args(compile=compiling, total_timesteps=steps)
+    decided, wording = capture.decide(args, CARD, 10_000)
+    assert decided == fast and (wording == words or re.fullmatch(words, wording))
+    assert capture.captures(args, CARD) == (compiling != "off") and not capture.captures(args, CPU)
+
+
+def test_the_exact_path_is_exact_whatever_the_process_allows() -> None:
+    """`--verify --precision tf32` compares with fp32."""
+    seen: list[str] = []
+
+    def collect() -> None:
+        seen.append(torch.get_float32_matmul_precision())
+
+    def learn() -> Tensor:
+        collect()
+        return torch.zeros(())
+
+    generator = torch.Generator()
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("high")
+    try:
+        with patch.object(capture, "fast_products", lambda function: function):
+            phases = capture.Phases(collect, learn, {"theta": torch.zeros(1)}, [generator], None)
+        phases()
+        phases.exact()()
+        assert torch.get_float32_matmul_precision() == "high"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert seen == ["high"] * 2 + ["highest"] * 2
+
+
+def test_random_numbers_of_another_device_are_refused_in_a_line() -> None:
+    _, iteration = built(small())
+    saved = iteration.saved()
+    saved["generators"][0] = torch.zeros(16, dtype=torch.uint8)  # what a GPU's generator has
+    with pytest.raises(ValueError, match=r"^--resume: the run was on another kind of device"):
+        iteration.load(saved)
+
+
+# That the emulation would notice.
+
+
+def in_iteration(change: Callable[[], object]) -> Callable[..., Tensor]:
+    """`train.learn` after something else."""
+    learn = train.learn
+
+    def changed(*args: Any, **named: Any) -> Tensor:
+        change()
+        return learn(*args, **named)
+
+    return changed
+
+
+def test_a_number_kept_in_python_would_be_noticed(card: list[Graph], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[int] = []
+    clip = ppo.clip_gradient
+    monkeypatch.setattr(train, "learn", in_iteration(lambda: calls.append(1)))
+    monkeypatch.setattr(ppo, "clip_gradient", lambda x, norm: clip(x, norm / (1 + len(calls))))
+    args = dataclasses.replace(small(), compile="off")
+    eager = followed(args, captured=False)
+    calls.clear()
+    captured = followed(args, captured=True)
+    assert not torch.equal(eager[-1], captured[-1])
+
+
+def test_a_look_would_be_noticed(card: list[Graph], monkeypatch: pytest.MonkeyPatch) -> None:
+    args = dataclasses.replace(small(), compile="off")
+    learner, iteration = built(args)
+    monkeypatch.setattr(train, "learn", in_iteration(lambda: float(learner.step)))
+    with pytest.raises(AssertionError, match="a look"):
+        iteration.ready(CARD, args.seed)
+
+
+def test_a_generator_nobody_registered_would_be_noticed(card: list[Graph], monkeypatch: pytest.MonkeyPatch) -> None:
+    other = torch.Generator(CPU).manual_seed(0)
+    monkeypatch.setattr(train, "learn", in_iteration(lambda: torch.rand(3, generator=other)))
+    with pytest.raises(AssertionError, match="an unknown generator"):
+        built(dataclasses.replace(small(), compile="off"))[1].ready(CARD)
+
+
+def test_results_hold_nothing_before_the_first_replay(card: list[Graph]) -> None:
+    x = torch.arange(3.0)
+    graph = capture.CudaGraph(lambda: x.mul_(2.0) + 1, [])
+    assert x.tolist() == [0.0, 8.0, 16.0]  # three warm-up runs, and no more
+    assert graph.result.isnan().all()
+    assert graph().tolist() == [1.0, 17.0, 33.0]
+    x.fill_(1.0)
+    assert graph().tolist() == [3.0, 3.0, 3.0] and graph().tolist() == [5.0, 5.0, 5.0]
