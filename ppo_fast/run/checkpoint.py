@@ -32,9 +32,11 @@ from typing import Any, NamedTuple
 
 import torch
 
+from ppo_fast.run.files import sync_folder, temporary_name, write_atomically
+from ppo_fast.run.rows import truncate_rows as truncate_rows
+
 PLAIN_TYPES = (type(None), bool, int, float, str, bytes)
 NAME = re.compile(r"checkpoint-(\d+)\.pt")
-TEMP_NAME = re.compile(r"\..+\.(\d{1,9})\.ppo_fast-tmp")
 BEST = "best.pt"
 COMMENT = b"ppo_fast sha256 "
 COMMENT_SIZE = len(COMMENT) + 64
@@ -104,7 +106,7 @@ def save(folder: Path, step: int, payload: dict[str, Any], keep: int = 3) -> Pat
     assert keep >= 1 and step >= 0 and type(payload) is dict
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"checkpoint-{step:012d}.pt"
-    _write_atomically(path, _serialise(payload))
+    write_atomically(path, _serialise(payload))
     supersede(folder, step)
     for _, other in _checkpoints(folder)[keep:]:
         other.unlink()
@@ -117,12 +119,12 @@ def supersede(folder: Path, step: int) -> None:
     for path in later:
         path.replace(path.with_name(f"superseded-{path.name}"))
     if later:
-        _sync_folder(folder)
+        sync_folder(folder)
 
 
 def write(path: Path, payload: dict[str, Any]) -> Path:
     """Write `payload` as a file of its own that `load` reads, such as a crash report; errors as in `save`."""
-    _write_atomically(path, _serialise(payload))
+    write_atomically(path, _serialise(payload))
     return path
 
 
@@ -132,7 +134,7 @@ def mark_best(path: Path) -> Path:
     The score that it was best by is the caller's to keep, in the payload.
     """
     best = path.with_name(BEST)
-    temp = _temp_name(best)
+    temp = temporary_name(best)
     temp.unlink(missing_ok=True)
     try:
         try:
@@ -142,7 +144,7 @@ def mark_best(path: Path) -> Path:
             with temp.open("rb+") as file:
                 os.fsync(file.fileno())
         os.replace(temp, best)
-        _sync_folder(best.parent)
+        sync_folder(best.parent)
     finally:
         # Renaming one hard link over another of the same file does nothing at all, by POSIX, and leaves the source.
         temp.unlink(missing_ok=True)
@@ -158,51 +160,6 @@ def _serialise(payload: dict[str, Any]) -> bytes:
     assert data[-22:-18] == b"PK\x05\x06" and data[-2:] == b"\0\0"
     data = data[:-2] + COMMENT_SIZE.to_bytes(2, "little")
     return data + COMMENT + hashlib.sha256(data).hexdigest().encode()
-
-
-def _write_atomically(path: Path, data: bytes) -> None:
-    """Replace `path` by `data`: whole or not at all, and on the disk when this returns."""
-    _remove_leftovers(path.parent)
-    temp = _temp_name(path)
-    try:
-        with temp.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temp, path)
-    except BaseException:
-        temp.unlink(missing_ok=True)
-        raise
-    _sync_folder(path.parent)
-
-
-def _sync_folder(folder: Path) -> None:
-    """Make renames in `folder` durable: fsync of a file does not cover its name."""
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _temp_name(path: Path) -> Path:
-    return path.with_name(f".{path.name}.{os.getpid()}.ppo_fast-tmp")
-
-
-def _remove_leftovers(folder: Path) -> None:
-    """Delete the temp files of processes that died while writing. Our own process id counts: containers reuse them."""
-    for temp in folder.glob(".*.ppo_fast-tmp"):
-        match = TEMP_NAME.fullmatch(temp.name)
-        if match and (int(match[1]) == os.getpid() or not _alive(int(match[1]))):
-            temp.unlink(missing_ok=True)
-
-
-def _alive(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except OSError as error:
-        return isinstance(error, PermissionError)  # another user's
-    return True
 
 
 # ---------------------------------------------------------------- reading
@@ -328,7 +285,7 @@ def _checkpoints(folder: Path) -> list[tuple[int, Path]]:
     return sorted(((int(match[1]), path) for match, path in found if match), reverse=True)
 
 
-# ---------------------------------------------------------------- the policy for others, and metrics.jsonl
+# ---------------------------------------------------------------- the policy for others
 
 
 def save_policy(folder: Path, state_dict: dict[str, torch.Tensor], meta: dict[str, Any]) -> Path:
@@ -343,7 +300,7 @@ def save_policy(folder: Path, state_dict: dict[str, torch.Tensor], meta: dict[st
     folder.mkdir(parents=True, exist_ok=True)
     metadata = {key: json.dumps(value) for key, value in meta.items()}
     path = folder / "policy.safetensors"
-    _write_atomically(path, to_bytes(plain(dict(state_dict), "state_dict"), metadata))
+    write_atomically(path, to_bytes(plain(dict(state_dict), "state_dict"), metadata))
     return path
 
 
@@ -364,29 +321,3 @@ def load_policy(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:
     except (SafetensorError, ValueError) as error:
         reason = str(error).splitlines()[0]
         raise DamagedCheckpoint(f"{path}: no policy of ppo_fast ({reason})") from error
-
-
-def truncate_rows(path: Path, global_step: int) -> int:
-    """Cut a metrics.jsonl back to a checkpoint, atomically, before it is opened for appending again.
-
-    Drops rows beyond `global_step` (they will be made again) and torn rows that a kill left behind.
-
-    Returns:
-        the number of rows dropped; 0 where there is no file.
-    """
-    if not path.exists():
-        return 0
-    data = path.read_bytes()
-    rows = data.split(b"\n")
-    kept = [row for row in rows if _row_step(row) <= global_step]
-    clean = b"".join(row + b"\n" for row in kept)
-    if clean != data:
-        _write_atomically(path, clean)
-    return sum(bool(row.strip()) for row in rows) - len(kept)
-
-
-def _row_step(row: bytes) -> float:
-    """The global_step of one row; infinity for a torn one."""
-    with suppress(ValueError, KeyError, TypeError):
-        return float(json.loads(row)["global_step"])
-    return float("inf")
