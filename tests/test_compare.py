@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 import pytest
-from test_records import config, write_run
+from run_folders import config, write_run
 
 from ppo_fast import compare as program
 from ppo_fast.compare import Args, compare

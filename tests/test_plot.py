@@ -9,7 +9,7 @@ from dataclasses import replace
 from html.parser import HTMLParser
 
 import pytest
-from test_records import config, write_run
+from run_folders import config, write_run
 
 from ppo_fast import plot as program
 from ppo_fast.pictures import curves, page, records

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode
-from test_envs_host import scripted
+from scripted_envs import scripted
 
 from ppo_fast.algorithm.episodes import episode_stats
 from ppo_fast.envs import make

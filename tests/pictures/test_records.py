@@ -1,28 +1,15 @@
 """Run folders read back: what is broken is left out, what belongs together is found, curves meet at equal places."""
 
-import json
 import math
 import os
 
 import numpy as np
 import pytest
+from run_folders import config, write_run
 
 from ppo_fast.pictures import records
 from ppo_fast.pictures.records import common_grid, curve, find_runs, group_runs, read_run, smooth, thinned
 from ppo_fast.run import cli
-
-
-def write_run(root, name, rows, config=None, result=None):
-    """A run folder; `rows` are dicts or raw lines."""
-    folder = root / name
-    folder.mkdir(parents=True)
-    lines = [row if isinstance(row, str) else json.dumps(row) for row in rows]
-    (folder / "metrics.jsonl").write_text("\n".join(lines))
-    for kind, content in (("config", config), ("result", result)):
-        if content is not None:
-            (folder / f"{kind}.json").write_text(content if isinstance(content, str) else json.dumps(content))
-    return folder
-
 
 ROWS = [{"global_step": 64 * i, "charts/episodic_return": float(i), "time/elapsed": i / 8} for i in range(1, 11)]
 
@@ -78,10 +65,6 @@ def test_runs_are_found_by_folder_root_pattern_and_latest(tmp_path):
     for word in ("nothing", str(root / "z*"), str(tmp_path / "empty")):
         with pytest.raises(ValueError, match=r"^runs: no run folder"):
             find_runs([str(a), word], root)
-
-
-def config(**changes):
-    return {"env_id": "CartPole-v1", "exp_name": "train", "seed": 1, "gamma": 0.99, "ent_coef": 0.01, **changes}
 
 
 def test_seeds_of_one_configuration_belong_together(tmp_path):

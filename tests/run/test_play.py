@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from test_envs_host import Scripted
+from scripted_envs import Scripted
 
 from ppo_fast.algorithm.networks import CategoricalHead
 from ppo_fast.envs import make
