@@ -29,6 +29,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
 from ppo_fast.envs import envpool
+from ppo_fast.envs.contract import Environments, Part, State, Step
 from ppo_fast.envs.groups import HostGroups, take_turns
 from ppo_fast.envs.host import EnvironmentFault, HostVectorEnv
 from ppo_fast.envs.singles import SingleVectorEnv, find_kind
@@ -38,8 +39,12 @@ from ppo_fast.envs.workers import WorkerVectorEnv
 __all__ = [
     "BACKENDS",
     "EnvironmentFault",
+    "Environments",
     "HostGroups",
     "HostVectorEnv",
+    "Part",
+    "State",
+    "Step",
     "TensorVectorEnv",
     "available_backends",
     "make",

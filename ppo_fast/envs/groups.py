@@ -11,10 +11,39 @@ from typing import Any
 
 import numpy as np
 import torch
-from gymnasium.vector import VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from ppo_fast.envs.contract import Part, State, Step
 from ppo_fast.envs.host import EnvironmentFault, HostVectorEnv, spread_seeds
+
+
+class HostGroup:
+    """One group of HostGroups as a part of its own (see contract.Part).
+
+    Args:
+        envs: the environments of this group.
+        first: the index of its first environment among those of all groups.
+    """
+
+    state: State = ()
+
+    def __init__(self, envs: HostVectorEnv, first: int) -> None:
+        self.envs = envs
+        self.first = first
+        self.num_envs = envs.num_envs
+        self.device = envs.device
+
+    def draw_noise(self, num_steps: int) -> torch.Tensor:
+        """An empty tensor (T, N, 0): the environments draw their own random numbers."""
+        return self.envs.draw_noise(num_steps)
+
+    def advance(self, state: State, action: torch.Tensor, noise: torch.Tensor) -> tuple[State, Step]:
+        """Step this group; as HostVectorEnv.advance, but a fault has the index among all groups' environments."""
+        try:
+            return self.envs.advance(state, action, noise)
+        except EnvironmentFault as fault:
+            raise EnvironmentFault(self.first + fault.index, fault.reason) from fault
 
 
 class HostGroups(VectorEnv):
@@ -25,6 +54,9 @@ class HostGroups(VectorEnv):
     Args:
         groups: vectors of one environment with one backend.
     """
+
+    pure = False
+    state: State = ()
 
     def __init__(self, groups: Sequence[HostVectorEnv]) -> None:
         first = groups[0]
@@ -81,6 +113,22 @@ class HostGroups(VectorEnv):
         """What `step` of that group returns."""
         with self._naming(group):
             return self.groups[group].step_wait()
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """The groups, each of which can be stepped in a thread of its own."""
+        firsts = (sum(self.group_sizes[:number]) for number in range(len(self.groups)))
+        return [HostGroup(group, first) for group, first in zip(self.groups, firsts, strict=True)]
+
+    def draw_noise(self, num_steps: int) -> torch.Tensor:
+        """An empty tensor (T, N, 0): the environments draw their own random numbers."""
+        return torch.empty((num_steps, self.num_envs, 0), device=self.device)
+
+    def advance(self, state: State, action: torch.Tensor, noise: torch.Tensor) -> tuple[State, Step]:
+        """Step every environment, all groups at the same time; as HostVectorEnv.advance."""
+        obs, reward, terminated, truncated, info = self.step(action)
+        valid = info["valid"] if self.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP else None
+        return state, Step(obs, reward, terminated, truncated, info["final_obs"], valid)
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the environments of all groups."""

@@ -15,6 +15,7 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from ppo_fast.envs.contract import Part, State, Step
 from ppo_fast.envs.spaces import ActionDecoder, ObservationEncoder, host_array, mask_length, own_mask_length
 
 
@@ -57,6 +58,9 @@ class HostVectorEnv(VectorEnv):
         ValueError: when a space is not supported (see ppo_fast.envs.spaces).
         EnvironmentFault: from reset and step, where `envs` raises it.
     """
+
+    pure = False
+    state: State = ()  # it lies in the environments
 
     def __init__(
         self,
@@ -159,6 +163,34 @@ class HostVectorEnv(VectorEnv):
         self, group: int = 0
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
         """What `step` returns, of the step that `step_async` began."""
+        obs, reward, terminated, truncated, final_obs, valid = self._finish()
+        if valid is None:
+            valid = torch.ones(self.num_envs, dtype=torch.bool, device=self.device)
+        info = {"final_obs": final_obs, "_final_obs": terminated | truncated, "valid": valid}
+        return obs, reward, terminated, truncated, info
+
+    def advance(self, state: State, action: torch.Tensor, noise: torch.Tensor) -> tuple[State, Step]:
+        """Step every environment (see contract.py): `step` in the form that all environments share.
+
+        Args:
+            state: `()`, and so is the state that is returned: the environments keep theirs.
+            action: (N,) or (N, A); Box actions are clipped to their bounds.
+            noise: of `draw_noise`, (N, 0); the environments draw their own random numbers.
+        """
+        self.step_async(action)
+        return state, self._finish()
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """This environment; see HostGroups for several."""
+        return (self,)
+
+    def draw_noise(self, num_steps: int) -> torch.Tensor:
+        """An empty tensor (T, N, 0): the environments draw their own random numbers."""
+        return torch.empty((num_steps, self.num_envs, 0), device=self.device)
+
+    def _finish(self) -> Step:
+        """Wait for the step that was begun. The tensors are new ones, and none shares memory with another."""
         obs, reward, terminated, truncated, info = self._begun()
         valid = ~self._ended
         reward, terminated, truncated = host_array(reward), host_array(terminated), host_array(truncated)
@@ -177,14 +209,15 @@ class HostVectorEnv(VectorEnv):
         if self._mode is AutoresetMode.SAME_STEP and self.backend == "entry_point":
             self._previous = encoded.clone()
         sent = self._send(encoded)
-        info = {
+        return Step(
+            sent,
+            self._send_array(reward, np.float32),
+            self._send_array(terminated, bool),
+            self._send_array(truncated, bool),
             # Never the same memory twice: a caller may normalise obs in place.
-            "final_obs": sent.clone() if final_obs is encoded else self._send(final_obs),
-            "_final_obs": self._send_array(done, bool),
-            "valid": self._send_array(valid, bool),
-        }
-        ends = self._send_array(terminated, bool), self._send_array(truncated, bool)
-        return sent, self._send_array(reward, np.float32), *ends, info
+            final_obs=sent.clone() if final_obs is encoded else self._send(final_obs),
+            valid=self._send_array(valid, bool) if self._mode is AutoresetMode.NEXT_STEP else None,
+        )
 
     def render(self) -> Any:
         """Frames of the sub-environments, when made with a render_mode."""

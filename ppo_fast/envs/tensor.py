@@ -6,7 +6,7 @@ autoreset (`step_state`, pure as well) and the thin gymnasium shell (`reset`, `s
 observation size, A action size.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -16,7 +16,9 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-State = tuple[torch.Tensor, ...]
+from ppo_fast.envs.contract import Part, State, Step
+
+__all__ = ["State", "TensorVectorEnv"]
 
 
 class TensorVectorEnv(VectorEnv):
@@ -36,6 +38,7 @@ class TensorVectorEnv(VectorEnv):
 
     backend = "tensor"
     spec_id = ""
+    pure = True
     # One name per tensor of the state, in order; they are the keys of get_state().
     state_names: ClassVar[tuple[str, ...]] = ("physics", "elapsed")
     # n where the last n columns of the observation say which of n actions are allowed (1) and which not (0).
@@ -117,7 +120,17 @@ class TensorVectorEnv(VectorEnv):
         state = _where(terminated | truncated, self.initial_state(reset_noise), successor)
         return state, self.observation(state), reward, terminated, truncated, final_obs
 
+    def advance(self, state: State, action: torch.Tensor, noise: torch.Tensor) -> tuple[State, Step]:
+        """`step_state` in the form that all environments share (see contract.py): pure, and every row is valid."""
+        state, obs, reward, terminated, truncated, final_obs = self.step_state(state, action, noise)
+        return state, Step(obs, reward, terminated, truncated, final_obs, valid=None)
+
     # The shell.
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """This environment: its state can be cut anywhere, so nothing is grouped."""
+        return (self,)
 
     def draw_noise(self, num_steps: int) -> torch.Tensor:
         """Noise of the next `num_steps` steps, (T, N, step_noise_size + reset_noise_size), from the environment's own

@@ -1,0 +1,63 @@
+"""How a program steps an environment, whatever kind of environment it is.
+
+`envs.advance(state, action, noise) -> (state, Step)` is the one way in. A tensor environment's state is a tuple of
+tensors, and `advance` is a pure function of it. Host environments keep their state to themselves: `state` is `()` and
+the noise is empty. Letters: T steps, N envs, S observation shape, A action size.
+"""
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+
+# One tensor (N, ...) for each part of a state; () for environments that keep their state to themselves.
+State = tuple[torch.Tensor, ...]
+
+
+class Step(NamedTuple):
+    """What one step of N environments gave."""
+
+    obs: torch.Tensor  # (N, *S) float32, to act on next: where an episode ended, the first of the new one
+    reward: torch.Tensor  # (N,) float32
+    terminated: torch.Tensor  # (N,) bool
+    truncated: torch.Tensor  # (N,) bool
+    final_obs: torch.Tensor  # (N, *S) float32, the true successor, equal to obs where no episode ended
+    valid: torch.Tensor | None  # (N,) bool, False for the reset row of a NEXT_STEP environment; None: no such rows
+
+
+class Part(Protocol):
+    """Environments that step together: all there are, or one group of them (see HostGroups).
+
+    Parts are independent of each other: each may be stepped in a thread of its own.
+    """
+
+    num_envs: int  # N of this part
+    device: torch.device
+
+    @property
+    def state(self) -> State:
+        """Where the environments stand, as `advance` takes it."""
+        ...
+
+    def draw_noise(self, num_steps: int) -> torch.Tensor:
+        """The random numbers of the next `num_steps` steps, (T, N, ...): one row for each call of `advance`."""
+        ...
+
+    def advance(self, state: State, action: torch.Tensor, noise: torch.Tensor) -> tuple[State, Step]:
+        """One step with actions (N,) or (N, A): the state to go on from, and what the step gave.
+
+        Raises:
+            EnvironmentFault: naming the environment's index among those of all parts.
+        """
+        ...
+
+
+class Environments(Part, Protocol):
+    """What every environment offers beside gymnasium's `reset`, `step` and `close`."""
+
+    pure: bool  # whether `advance` is a pure function of tensors, which can be compiled, captured and replayed
+
+    @property
+    def parts(self) -> Sequence[Part]:
+        """The parts in order of their environments: the first part's come first."""
+        ...
