@@ -455,7 +455,7 @@ def test_after_a_reset_every_row_is_valid_again():
 
 @pytest.mark.parametrize("backend", ["sync", "async"])
 def test_make_keeps_final_observations_of_reused_buffers(backend):
-    gymnasium.register("Reused-v0", "test_envs_host:Scripted", kwargs={"index": 3, "reuse_buffer": True})
+    gymnasium.register("Reused-v0", "scripted_envs:Scripted", kwargs={"index": 3, "reuse_buffer": True})
     try:
         rows = transitions(make("Reused-v0", 1, "cpu", backend), 60)[0]
     finally:
