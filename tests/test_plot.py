@@ -132,6 +132,7 @@ def test_errors_over_many_decades_get_a_logarithmic_axis(tmp_path):
     assert axes["charts/episodic_return"].texts[0].get_text() == "not logged"
 
 
+@pytest.mark.full_end
 def test_curves_at_the_end_of_a_run_have_the_same_axes(tmp_path, monkeypatch):
     figures = []
     monkeypatch.setattr("matplotlib.figure.Figure.savefig", lambda figure, path: figures.append(figure))
