@@ -22,6 +22,7 @@ from pathlib import Path
 import pytest
 
 from ppo_fast.run import cli, health
+from ppo_fast.train import Args
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -194,8 +195,6 @@ def flag_table(kind: type) -> str:
 
 def with_flag_tables(text: str) -> str:
     """A page with its tables of flags as the programs have them now."""
-    from ppo_fast.train import Args
-
     kinds = {"train": Args, "runs": cli.RunFlags}
     return TABLE.sub(lambda found: found[1] + flag_table(kinds[found[2]]) + found[3], text)
 
