@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from ppo_fast.engine import speed
-from ppo_fast.pictures import curves
+from ppo_fast.pictures import panels
 
 
 def leave_out(set_attribute: Callable[[Any, str, Any], None]) -> None:
@@ -15,4 +15,4 @@ def leave_out(set_attribute: Callable[[Any, str, Any], None]) -> None:
     """
     set_attribute(speed, "of_run", lambda *_: {})
     set_attribute(speed, "lines", lambda *_: [])
-    set_attribute(curves, "plot_curves", lambda *_: True)
+    set_attribute(panels, "plot_curves", lambda *_: True)

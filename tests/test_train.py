@@ -18,7 +18,7 @@ from odd_envs import LENGTH
 from torch import Tensor
 
 from ppo_fast import envs as environments, train as program
-from ppo_fast.pictures import curves
+from ppo_fast.pictures import panels
 from ppo_fast.run.play import play
 from ppo_fast.run.policy import load_policy
 from ppo_fast.run.tracking import read_metrics
@@ -496,7 +496,7 @@ def test_a_picture_that_fails_in_its_process_is_drawn_in_this_one(
             raise OSError("no font")
         (folder / "curves.png").write_text(str(len(rows)))
 
-    monkeypatch.setattr(curves, "plot_curves", draw)
+    monkeypatch.setattr(panels, "plot_curves", draw)
     result = train(replace(TINY, run_root=str(tmp_path), eval_episodes=1))
     (folder,) = tmp_path.iterdir()
     assert result["eval/episodes"] == 1 and (folder / "result.json").exists()

@@ -21,7 +21,7 @@ from torch import nn
 
 from ppo_fast import names
 from ppo_fast.envs import make
-from ppo_fast.pictures import curves
+from ppo_fast.pictures import panels
 from ppo_fast.run import checkpoint, resume
 from ppo_fast.run.beside import Beside
 from ppo_fast.run.camera import Camera
@@ -184,7 +184,7 @@ class AgentLog:
         return Beside(self._draw, "picture", seconds=PICTURE_SECONDS)
 
     def _draw(self) -> None:
-        curves.plot_curves(self.run.folder, self.run.rows())
+        panels.plot_curves(self.run.folder, self.run.rows())
 
     def save_policy(self) -> None:
         """Write policy.safetensors. A full disk is a warning."""
