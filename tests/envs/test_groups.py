@@ -12,7 +12,7 @@ import torch
 from odd_envs import Fragile
 
 from ppo_fast import train
-from ppo_fast.envs import EnvironmentFault, HostGroups, Part, Step, envpool, make
+from ppo_fast.envs import EnvironmentFault, Environments, HostGroups, Part, Step, envpool, make
 from ppo_fast.envs.host import HostVectorEnv
 from ppo_fast.envs.singles import find_kind
 from ppo_fast.envs.workers import WorkerVectorEnv
@@ -93,7 +93,7 @@ def collect(part: Part, act: Callable[[torch.Tensor], torch.Tensor], obs: torch.
     return taken
 
 
-def collect_side_by_side(envs: Any, act: Callable, obs: torch.Tensor, steps: int) -> list[list[Step]]:
+def collect_side_by_side(envs: Environments, act: Callable, obs: torch.Tensor, steps: int) -> list[list[Step]]:
     """All parts, each in a thread of its own: what each of them gave."""
     own_obs = obs.split([part.num_envs for part in envs.parts])
     with ThreadPoolExecutor(len(envs.parts)) as threads:
@@ -111,7 +111,7 @@ def balancing(obs: torch.Tensor) -> torch.Tensor:
 def test_parts_in_threads_change_no_trajectory(backend: str) -> None:
     steps = {}
     for groups in (1, 3):
-        envs: Any = make("CartPole-v1", 7, CPU, backend, groups=groups, max_episode_steps=20)
+        envs = make("CartPole-v1", 7, CPU, backend, groups=groups, max_episode_steps=20)
         taken = collect_side_by_side(envs, balancing, envs.reset(seed=5)[0], 60)
         assert len(taken) == groups and all(step.valid is None for step in taken[0])
         columns = ("obs", "reward", "terminated", "truncated", "final_obs")
