@@ -23,9 +23,11 @@ import os
 import signal
 import threading
 import weakref
+from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
+Handler = Callable[[int, FrameType | None], Any] | int | None  # as `signal.signal` takes and returns them
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
 
 
@@ -36,12 +38,12 @@ class Stopped(SystemExit):
 class StopSignal:
     """Context manager that turns SIGINT, SIGTERM and SIGUSR1 into `requested`.
 
-    A second SIGINT leaves at once: it raises KeyboardInterrupt where the program stands (exit status 130 by Python's
-    own rule), and from then on SIGINT has the system's default action, so that a third one ends even a hung clean-up.
+    A second SIGINT leaves at once: it raises KeyboardInterrupt where the program stands, which Python ends with exit
+    status 130. From then on SIGINT has the system's default action, so that a third one ends even a hung clean-up.
 
     Handlers are installed in the main thread only, the one place Python allows; elsewhere the flag just stays down.
     The earlier handlers come back at exit. Processes forked inside the block (environment workers) get the earlier
-    handlers too, so that `Process.terminate()` works on them, except that they ignore SIGINT and SIGUSR1: Ctrl-C and
+    handler of SIGTERM too, so that `Process.terminate()` works on them. They ignore SIGINT and SIGUSR1: Ctrl-C and
     SLURM signal the whole group, and the workers must live until the iteration is over.
     """
 
@@ -49,13 +51,14 @@ class StopSignal:
         self.signum: int | None = None
         """The number of the first signal that asked for a stop."""
         self.at_once = False
-        """On where a program has nothing to save, which may be long: there a first signal raises Stopped."""
+        """While this is on, a first signal raises Stopped: there is nothing to save, and what goes on may take long."""
         self._interrupts = 0
-        self._earlier: dict[int, Any] = {}
+        self._earlier: dict[int, Handler] = {}
 
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
-            self._earlier = {signum: signal.signal(signum, self._note) for signum in SIGNALS}
+            for signum in SIGNALS:
+                self._earlier[signum] = signal.signal(signum, self._note)
             # A hook on fork can't be taken back, so it must not keep this object alive.
             this = weakref.ref(self)
             os.register_at_fork(after_in_child=lambda: _leave_in_child(this()))
@@ -82,8 +85,10 @@ class StopSignal:
         return 0 if self.signum is None else 128 + self.signum
 
     def _note(self, signum: int, frame: FrameType | None) -> None:
-        self.signum = self.signum or signum
-        self._interrupts += signum == signal.SIGINT
+        if self.signum is None:
+            self.signum = signum
+        if signum == signal.SIGINT:
+            self._interrupts += 1
         if self._interrupts == 2:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             raise KeyboardInterrupt
