@@ -12,8 +12,10 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Mapping
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Literal, NamedTuple
+
+from ppo_fast import names
 
 WINDOW = 10  # updates looked back on
 PERSISTENT = 5  # updates of the window that must agree before a condition is advice
@@ -21,73 +23,121 @@ WARM_UP = 0.2  # part of the run in which a critic may still be poor
 SMALL_ERROR = 0.01  # a value loss below this part of its largest is that of a critic that has learned
 LASTING = 0.25  # part of all updates that makes a condition worth a line in the summary
 LOW_ENTROPY = 0.05  # entropy near 0: below this part of the policy's largest
+NOT_FINITE = "not_finite"  # the advice that no rule gives
 # NaN in these says that there is nothing to measure: no variance among the returns, no episode ended.
-MAY_BE_NAN = ("losses/explained_variance", "charts/episodic_return", "charts/episodic_length")
+MAY_BE_NAN = (names.EXPLAINED_VARIANCE, names.EPISODIC_RETURN, names.EPISODIC_LENGTH)
+
+MetricRow = Mapping[str, float | None]  # metrics by name; None is a NaN that was written to metrics.jsonl
+
+
+class Circumstances(NamedTuple):
+    """What a condition's meaning depends on besides its metric."""
+
+    warmed_up: bool
+    """the critic has had time to learn, and still errs"""
+    return_is_low: bool
+    """see `Health`"""
+
+
+def always(now: Circumstances) -> bool:
+    """The condition means something whatever the circumstances."""
+    return True
 
 
 class Rule(NamedTuple):
-    """One line of the table. `only_when` names the circumstance without which the condition means nothing."""
+    """One line of the table: a metric beyond a threshold, what that means and what to do."""
 
     key: str
+    """as in the metric health/<key>"""
     metric: str
-    bad: str  # "above" or "below" the threshold
+    bad: Literal["above", "below"]
     threshold: float
-    only_when: str  # "", "warmed_up" or "return_is_low"
-    text: str
+    figures: str
+    """the value and the threshold in words, as a format of `value` and `threshold`"""
+    meaning: str
+    action: str
+    when: Callable[[Circumstances], bool] = always
+    """whether the condition means something now"""
+    of_max_entropy: bool = False
+    """the threshold is a part of the largest entropy"""
+
+    @property
+    def text(self) -> str:
+        """The whole advice, as a format of `value` and `threshold`."""
+        return f"{self.figures}: {self.meaning}; {self.action}"
+
+    def limit(self, max_entropy: float) -> float:
+        """The threshold in units of the metric."""
+        return self.threshold * max_entropy if self.of_max_entropy else self.threshold
+
+    def holds(self, value: float | None, now: Circumstances, max_entropy: float) -> bool:
+        """Whether `value` is beyond the threshold, under circumstances in which that means something."""
+        if value is None or math.isnan(value) or not self.when(now):
+            return False
+        limit = self.limit(max_entropy)
+        return value > limit if self.bad == "above" else value < limit
 
 
 RULES = (
     Rule(
-        "clip_fraction",
-        "losses/clipfrac",
-        "above",
-        0.2,
-        "",
-        "clip fraction {value:.2f} (> {threshold:g}): updates are too large; lower --clip-coef or --learning-rate",
+        key="clip_fraction",
+        metric=names.CLIPFRAC,
+        bad="above",
+        threshold=0.2,
+        figures="clip fraction {value:.2f} (> {threshold:g})",
+        meaning="updates are too large",
+        action="lower --clip-coef or --learning-rate",
     ),
     Rule(
-        "approx_kl",
-        "losses/approx_kl",
-        "above",
-        0.02,
-        "",
-        "approximate KL {value:.3f} (> {threshold:g}): the policy moves too far; set --target-kl 0.02 "
-        "or lower --learning-rate",
+        key="approx_kl",
+        metric=names.APPROX_KL,
+        bad="above",
+        threshold=0.02,
+        figures="approximate KL {value:.3f} (> {threshold:g})",
+        meaning="the policy moves too far",
+        action="set --target-kl 0.02 or lower --learning-rate",
     ),
     Rule(
-        "explained_variance",
-        "losses/explained_variance",
-        "below",
-        0.5,
-        "warmed_up",
-        "explained variance {value:.2f} (< {threshold:g}): the critic is not learning; raise --vf-coef or "
-        "--update-epochs",
+        key="explained_variance",
+        metric=names.EXPLAINED_VARIANCE,
+        bad="below",
+        threshold=0.5,
+        figures="explained variance {value:.2f} (< {threshold:g})",
+        meaning="the critic is not learning",
+        action="raise --vf-coef or --update-epochs",
+        when=lambda now: now.warmed_up,
     ),
     Rule(
-        "entropy",
-        "losses/entropy",
-        "below",
-        LOW_ENTROPY,  # times max_entropy
-        "return_is_low",
-        "entropy {value:.3f} (< {threshold:.3f}) while returns are low: the policy stopped exploring; raise --ent-coef",
+        key="entropy",
+        metric=names.ENTROPY,
+        bad="below",
+        threshold=LOW_ENTROPY,
+        figures="entropy {value:.3f} (< {threshold:.3f}) while returns are low",
+        meaning="the policy stopped exploring",
+        action="raise --ent-coef",
+        when=lambda now: now.return_is_low,
+        of_max_entropy=True,
     ),
 )
-KEYS = (*(rule.key for rule in RULES), "not_finite")
+KEYS = (*(rule.key for rule in RULES), NOT_FINITE)
 
 
 class Advice(NamedTuple):
     """One finding in plain words."""
 
-    key: str  # as in the metric "health/<key>"
-    severity: str  # "warn", or "stop" where going on is a waste
-    text: str  # the finding with its figure and its threshold, and what to do
+    key: str
+    """as in the metric health/<key>"""
+    severity: Literal["warn", "stop"]
+    """stop where going on is a waste"""
+    text: str
+    """the finding with its figure and its threshold, and what to do"""
 
 
-def check(row: Mapping[str, float | None], *, warmed_up: bool, max_entropy: float, return_is_low: bool) -> list[Advice]:
+def check(row: MetricRow, *, warmed_up: bool, max_entropy: float, return_is_low: bool) -> list[Advice]:
     """The advice that one row of metrics gives, looked at alone.
 
     Args:
-        row: metrics by name; what is absent, None or NaN gives no advice of its own rule.
+        row: what is absent, None or NaN gives no advice of its own rule.
         warmed_up: whether the critic has had time to learn.
         max_entropy: entropy of the widest policy in nats: the sum of log(n) over discrete components; for a Gaussian
             over d dimensions that of unit variance, 1.4189 * d, where training starts. At 5 % of it a policy of two
@@ -97,23 +147,21 @@ def check(row: Mapping[str, float | None], *, warmed_up: bool, max_entropy: floa
     Returns:
         A single "stop" if anything is NaN or infinite, otherwise one "warn" for each line of `RULES` that holds.
     """
-    if broken := not_finite(row):
+    broken = not_finite(row)
+    if broken:
         return [_stop(broken, row)]
-    circumstances = {"": True, "warmed_up": warmed_up, "return_is_low": return_is_low}
-    return [
-        Advice(rule.key, "warn", rule.text.format(value=row[rule.metric], threshold=_threshold(rule, max_entropy)))
-        for rule in RULES
-        if circumstances[rule.only_when] and _holds(rule, row.get(rule.metric), max_entropy)
-    ]
+    now = Circumstances(warmed_up, return_is_low)
+    advice = []
+    for rule in RULES:
+        value = row.get(rule.metric)
+        if rule.holds(value, now, max_entropy):
+            advice.append(_warn(rule, value, max_entropy))
+    return advice
 
 
-def not_finite(row: Mapping[str, float | None]) -> list[str]:
+def not_finite(row: MetricRow) -> list[str]:
     """Names of the metrics that are NaN or infinite and may not be, in the row's order."""
-    return [
-        name
-        for name, value in row.items()
-        if value is not None and not math.isfinite(value) and not (name in MAY_BE_NAN and math.isnan(value))
-    ]
+    return [name for name, value in row.items() if value is not None and _is_broken(name, value)]
 
 
 class Health:
@@ -135,91 +183,118 @@ class Health:
     def __init__(self, total_steps: int, max_entropy: float) -> None:
         self.total_steps = total_steps
         self.max_entropy = max_entropy
-        self._recent = {
-            rule.key: deque[float](maxlen=WINDOW) for rule in RULES
-        }  # the metric where the rule held, NaN elsewhere
-        self._held = dict.fromkeys(self._recent, 0)
+        self._conditions = [_Condition(rule) for rule in RULES]
         self._updates = 0
-        self._active: dict[str, Advice] = {}
-        self._returns = deque[float](maxlen=WINDOW)
-        self._first: float | None = None
-        self._best = -math.inf
+        self._active: list[Advice] = []
+        self._returns = _Returns()
         self._largest_value_loss = 0.0
 
-    def update(self, row: Mapping[str, float | None]) -> list[Advice]:
+    def update(self, row: MetricRow) -> list[Advice]:
         """Take in the row of one iteration (with "global_step") and say what is wrong now."""
-        if broken := not_finite(row):
-            self._active = {"not_finite": _stop(broken, row)}
-            return list(self._active.values())
+        broken = not_finite(row)
+        if broken:
+            self._active = [_stop(broken, row)]
+            return list(self._active)
         self._updates += 1
-        step = row.get("global_step") or 0
-        circumstances = {
-            "": True,
-            "warmed_up": self._critic_errs(row.get("losses/value_loss")) and step >= WARM_UP * self.total_steps,
-            "return_is_low": self._return_is_low(row.get("charts/episodic_return")),
-        }
-        self._active = {}
-        for rule in RULES:
-            value, recent = row.get(rule.metric), self._recent[rule.key]
-            held = circumstances[rule.only_when] and _holds(rule, value, self.max_entropy)
-            recent.append(value if held and value is not None else math.nan)
-            self._held[rule.key] += held
-            values = [value for value in recent if not math.isnan(value)]
-            if len(values) >= PERSISTENT:
-                text = rule.text.format(value=sum(values) / len(values), threshold=_threshold(rule, self.max_entropy))
-                self._active[rule.key] = Advice(rule.key, "warn", text)
-        return list(self._active.values())
+        critic_errs = self._critic_errs(row.get(names.VALUE_LOSS))
+        step = row.get(names.GLOBAL_STEP) or 0
+        now = Circumstances(
+            warmed_up=critic_errs and step >= WARM_UP * self.total_steps,
+            return_is_low=self._returns.are_low(row.get(names.EPISODIC_RETURN)),
+        )
+        self._active = []
+        for condition in self._conditions:
+            mean = condition.update(row, now, self.max_entropy)
+            if mean is not None:
+                self._active.append(_warn(condition.rule, mean, self.max_entropy))
+        return list(self._active)
 
     def metrics(self) -> dict[str, int]:
         """One 0 or 1 for each kind of advice, 1 where the last `update` gave it."""
-        return {f"health/{key}": int(key in self._active) for key in KEYS}
+        active = {advice.key for advice in self._active}
+        return {f"health/{key}": int(key in active) for key in KEYS}
 
     def summary(self) -> list[Advice]:
         """What is wrong at the end, and what was wrong in at least a quarter of all updates, unless those are few."""
-        advice = list(self._active.values())
-        for rule in RULES:
-            share = self._held[rule.key] / max(1, self._updates)
-            if rule.key not in self._active and share >= LASTING and self._updates >= WINDOW:
-                sign = ">" if rule.bad == "above" else "<"
-                threshold = _threshold(rule, self.max_entropy)
-                name, action = rule.key.replace("_", " "), rule.text.rpartition("; ")[2]
-                text = f"{name} {sign} {threshold:.3g} in {share:.0%} of the updates, though not at the end; {action}"
-                advice.append(Advice(rule.key, "warn", text))
+        advice = list(self._active)
+        if self._updates < WINDOW:
+            return advice
+        active = {known.key for known in advice}
+        for condition in self._conditions:
+            rule = condition.rule
+            share = condition.held / self._updates
+            if rule.key in active or share < LASTING:
+                continue
+            name = rule.key.replace("_", " ")
+            sign = ">" if rule.bad == "above" else "<"
+            limit = rule.limit(self.max_entropy)
+            text = f"{name} {sign} {limit:.3g} in {share:.0%} of the updates, though not at the end; {rule.action}"
+            advice.append(Advice(rule.key, "warn", text))
         return advice
 
     def _critic_errs(self, value_loss: float | None) -> bool:
+        """Whether the value loss is more than a small part of the largest so far. Without one, it may be."""
         if value_loss is None:
             return True
         self._largest_value_loss = max(self._largest_value_loss, value_loss)
         return value_loss > SMALL_ERROR * self._largest_value_loss
 
-    def _return_is_low(self, episodic_return: float | None) -> bool:
+
+class _Condition:
+    """In which updates of a run one rule held."""
+
+    def __init__(self, rule: Rule) -> None:
+        self.rule = rule
+        self.held = 0  # in how many updates of the whole run
+        self._recent = deque[float | None](maxlen=WINDOW)  # the metric where the rule held, None elsewhere
+
+    def update(self, row: MetricRow, now: Circumstances, max_entropy: float) -> float | None:
+        """Take in one row; the metric's mean over the recent updates where the rule held, if those are enough."""
+        value = row.get(self.rule.metric)
+        holds = self.rule.holds(value, now, max_entropy)
+        self.held += int(holds)
+        self._recent.append(value if holds else None)
+        values = [value for value in self._recent if value is not None]
+        return sum(values) / len(values) if len(values) >= PERSISTENT else None
+
+
+class _Returns:
+    """The mean returns of a run: the first and the best average over 10 updates, and the last."""
+
+    def __init__(self) -> None:
+        self._recent = deque[float](maxlen=WINDOW)
+        self._first: float | None = None
+        self._best = -math.inf
+
+    def are_low(self, episodic_return: float | None) -> bool:
+        """Take in the mean return of one update, None or NaN where no episode ended."""
         if episodic_return is not None and not math.isnan(episodic_return):
-            self._returns.append(episodic_return)
-        if len(self._returns) < WINDOW:
+            self._recent.append(episodic_return)
+        if len(self._recent) < WINDOW:
             return False
-        now = sum(self._returns) / WINDOW
-        self._first = now if self._first is None else self._first
+        now = sum(self._recent) / WINDOW
+        if self._first is None:
+            self._first = now
         self._best = max(self._best, now)
         return now <= self._first + (self._best - self._first) / 2
 
 
-def _threshold(rule: Rule, max_entropy: float) -> float:
-    return rule.threshold * max_entropy if rule.key == "entropy" else rule.threshold
+def _is_broken(name: str, value: float) -> bool:
+    """Whether a metric is NaN or infinite and may not be."""
+    if math.isnan(value):
+        return name not in MAY_BE_NAN
+    return math.isinf(value)
 
 
-def _holds(rule: Rule, value: float | None, max_entropy: float) -> bool:
-    if value is None or math.isnan(value):
-        return False
-    threshold = _threshold(rule, max_entropy)
-    return value > threshold if rule.bad == "above" else value < threshold
+def _warn(rule: Rule, value: float | None, max_entropy: float) -> Advice:
+    return Advice(rule.key, "warn", rule.text.format(value=value, threshold=rule.limit(max_entropy)))
 
 
-def _stop(broken: list[str], row: Mapping[str, float | None]) -> Advice:
+def _stop(broken: list[str], row: MetricRow) -> Advice:
     named = ", ".join(f"{name} is {row[name]}" for name in broken[:3])
     more = f" and {len(broken) - 3} more" if len(broken) > 3 else ""
     return Advice(
-        "not_finite",
+        NOT_FINITE,
         "stop",
         f"{named}{more}: training cannot recover from this; look for NaN in the environment's rewards and "
         "observations, or lower --learning-rate",

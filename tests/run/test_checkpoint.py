@@ -2,7 +2,6 @@
 
 import errno
 import io
-import json
 import os
 import pickle
 import random
@@ -629,48 +628,3 @@ def test_damaged_policy(tmp_path: Path) -> None:
         path.write_bytes(damage)
         with pytest.raises(DamagedCheckpoint, match=r"\A[^\n]*policy.safetensors: no policy of ppo_fast [^\n]*\Z"):
             checkpoint.load_policy(path)
-
-
-# ---------------------------------------------------------------- metrics.jsonl
-
-
-def row(step: int) -> bytes:
-    return json.dumps({"global_step": step, "losses/kl": float("nan"), "text": "ü"}).encode() + b"\n"
-
-
-@pytest.mark.parametrize(
-    ("before", "after", "dropped"),
-    [
-        (b"", b"", 0),
-        (row(1) + row(2), row(1) + row(2), 0),
-        (row(1) + row(2) + row(3) + row(4), row(1) + row(2), 2),
-        (row(1) + row(2)[:-9], row(1), 1),
-        (row(1) + row(2)[:-1], row(1) + row(2), 0),
-        (row(1) + b'{"global_step": 2', row(1), 1),
-        (row(1) + row(2)[:-9] + b"\n" + row(2), row(1) + row(2), 1),
-        (row(1) + b"\xff\xfe\n" + b"[1]\n" + b"3\n" + b'{"a": 1}\n' + row(2), row(1) + row(2), 4),
-        (row(7), b"", 1),
-    ],
-)
-def test_truncate_rows(tmp_path: Path, before: bytes, after: bytes, dropped: int) -> None:
-    path = tmp_path / "metrics.jsonl"
-    path.write_bytes(before)
-    assert checkpoint.truncate_rows(path, 2) == dropped
-    assert path.read_bytes() == after
-    assert checkpoint.truncate_rows(path, 2) == 0
-    assert len(list(tmp_path.iterdir())) == 1
-
-
-def test_truncate_rows_without_a_file(tmp_path: Path) -> None:
-    assert checkpoint.truncate_rows(tmp_path / "metrics.jsonl", 5) == 0
-    assert not list(tmp_path.iterdir())
-
-
-def test_truncate_rows_at_every_byte(tmp_path: Path) -> None:
-    """A kill at any byte of the last row loses at most that row."""
-    path = tmp_path / "metrics.jsonl"
-    data = row(1) + row(2)
-    for size in range(len(row(1)), len(data)):
-        path.write_bytes(data[:size])
-        checkpoint.truncate_rows(path, 9)
-        assert path.read_bytes() in (row(1), data)

@@ -10,10 +10,13 @@ import time
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, NamedTuple
 
 import pytest
 
-from ppo_fast.run.tracking import STEPPED_BY_GLOBAL_STEP, Run, WandbFlags, read_metrics
+from ppo_fast.run.rows import read_metrics
+from ppo_fast.run.tracking import Run
+from ppo_fast.run.wandb_twin import STEPPED_BY_GLOBAL_STEP, WandbFlags, WandbTwin
 
 BLOCK = 32 * 1024
 FULL, FIRST, MIDDLE, LAST = 1, 2, 3, 4
@@ -198,16 +201,13 @@ def test_a_resumed_run_keeps_its_id_and_its_newest_file_is_complete(offline):
     assert summary["eval/mean_return"] == 5.0
 
 
-def test_rows_that_wandb_has_already_are_not_sent_again(offline):
+def test_rows_that_wandb_has_already_are_not_sent_again(tmp_path):
     """An online run that is resumed begins behind the last row that W&B has."""
-    run, _ = offline()
     sent = []
-    twin, run._wandb_had, run._wandb_step = run._wandb_run, 16384, 16384
-    with run:
-        run._wandb_run = SimpleNamespace(log=lambda row, step, commit: sent.append(step), finish=lambda exit_code: None)
-        for step in (1, 2, 3, 4):
-            run.log(make_row(step))
-    twin.finish()
+    resumed: Any = SimpleNamespace(starting_step=16385, log=lambda row, step, commit: sent.append(step))
+    twin = WandbTwin(resumed, tmp_path, artifacts=False)
+    for step in (1, 2, 3, 4):
+        twin.log(make_row(step))
     assert sent == [3 * 8192, 4 * 8192]
 
 
@@ -228,7 +228,7 @@ def test_artifacts_on_request(offline):
     ]
     files = {a.type: {entry.path for entry in a.manifest.contents} for a in artifacts}
     assert files["model"] == {"policy.safetensors", "checkpoint-2.pt"}
-    assert {"train.py", "ppo.py"} <= files["code"]
+    assert {"train.py", "run/tracking.py"} <= files["code"]
     assert len(said) == 1
 
 
@@ -274,14 +274,13 @@ def test_two_runs_in_one_process_stay_apart(offline):
     assert read_offline_run(second.folder)[1] == [{"global_step": 2}]
 
 
-def test_wandb_raising_in_training_is_said_once(offline):
+def test_wandb_raising_in_training_is_said_once(offline, monkeypatch):
     run, said = offline()
-    twin = run._wandb_run
-    with run:
-        run._wandb_run = type("Broken", (), {"log": lambda *_, **__: 1 / 0, "finish": lambda *_, **__: None})()
+    with monkeypatch.context() as patch:
+        patch.setattr("wandb.Run.log", lambda *_, **__: 1 / 0)
         run.log({"global_step": 1})
         run.log({"global_step": 2})
-    twin.finish()
+    run.close()
     assert [line for line in said if line.startswith("warning")] == [
         "warning: W&B failed (division by zero); the run folder stays complete"
     ]
@@ -311,6 +310,7 @@ def test_wandb_missing_or_broken_leaves_the_run_alone(offline, monkeypatch):
 PROGRAM = """
 import os, sys, threading, time
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from ppo_fast.run import wandb_twin
 from ppo_fast.run.tracking import Run
 
 class Host(BaseHTTPRequestHandler):
@@ -331,7 +331,9 @@ class Host(BaseHTTPRequestHandler):
     def log_message(self, *_):
         pass
 
-case, root = sys.argv[1:]
+case, root, seconds = sys.argv[1:]
+if seconds:
+    wandb_twin.INIT_SECONDS = wandb_twin.FINISH_SECONDS = float(seconds)
 if case != "no key":
     os.environ["WANDB_API_KEY"] = "0123456789" * 4
 if case == "hang at start":
@@ -358,9 +360,19 @@ print(time.time(), flush=True)
 """
 
 
-def run_online(case, tmp_path):
-    """(seconds to start, to finish, to exit, lines on stderr, run folder) of `PROGRAM`."""
-    command = [sys.executable, "-c", PROGRAM, case, str(tmp_path / "runs")]
+class Online(NamedTuple):
+    """What became of `PROGRAM`."""
+
+    start: float  # seconds that each part took
+    finish: float
+    leave: float
+    lines: list[str]  # on stderr
+    folder: Path  # the run folder
+
+
+def run_online(case: str, tmp_path: Path, seconds: str = "") -> Online:
+    """`PROGRAM` in a process of its own; `seconds` instead of the real time-outs."""
+    command = [sys.executable, "-c", PROGRAM, case, str(tmp_path / "runs"), seconds]
     environment = clean_environment(tmp_path / "home")
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=100, check=False)
     ended = time.time()
@@ -368,32 +380,49 @@ def run_online(case, tmp_path):
     start, finish, last = map(float, done.stdout.split())
     (folder,) = Path(tmp_path / "runs").iterdir()
     assert len(read_metrics(folder)) == 2
-    return start, finish, ended - last, done.stderr.splitlines(), folder
+    return Online(start, finish, ended - last, done.stderr.splitlines(), folder)
 
 
-@pytest.mark.parametrize(
-    ("case", "reason"),
-    [
-        ("no key", "no API key"),
-        ("unreachable", "connection refused"),
-        pytest.param("hang at start", "Timed out", marks=pytest.mark.slow),
-    ],
-)
-def test_no_wandb_falls_back_to_offline_within_ten_seconds(case, reason, tmp_path):
-    start, finish, leave, lines, folder = run_online(case, tmp_path)
-    assert start < 10 and finish < 10 and leave < 10
-    assert len(lines) == 2
-    assert lines[0].startswith("warning: W&B is not reachable") and reason in lines[0]
-    assert lines[1].startswith("W&B: offline")
-    config, rows, _, _, _, exit_code = read_offline_run(folder)
+# Why there is no W&B, and the reason that is given.
+REASONS = {"no key": "no API key", "unreachable": "connection refused", "hang at start": "Timed out"}
+
+
+def assert_fell_back(online: Online, case: str) -> None:
+    """The reason was said, and the run is on disk as an offline run."""
+    assert len(online.lines) == 2
+    assert online.lines[0].startswith("warning: W&B is not reachable") and REASONS[case] in online.lines[0]
+    assert online.lines[1].startswith("W&B: offline")
+    config, rows, _, _, _, exit_code = read_offline_run(online.folder)
     assert (config, rows, exit_code) == ({"gamma": 0.9}, [{"global_step": 1}, {"global_step": 2}], 0)
 
 
+def assert_stopped_waiting(online: Online) -> None:
+    """The host was there at the start, and its silence at the end was said."""
+    assert len(online.lines) == 2
+    assert online.lines[0].startswith("W&B: http://127.0.0.1:")
+    assert online.lines[1] == "warning: W&B failed (Timed out finishing run.); the run folder stays complete"
+
+
+@pytest.mark.parametrize("case", REASONS)
+def test_no_wandb_falls_back_to_offline(case, tmp_path):
+    assert_fell_back(run_online(case, tmp_path, seconds="1"), case)
+
+
+def test_a_host_that_hangs_at_the_end_does_not_hold_a_run_up(tmp_path):
+    assert_stopped_waiting(run_online("hang at end", tmp_path, seconds="1"))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", REASONS)
+def test_no_wandb_falls_back_to_offline_within_ten_seconds(case, tmp_path):
+    online = run_online(case, tmp_path)
+    assert_fell_back(online, case)
+    assert max(online.start, online.finish, online.leave) < 10
+
+
+@pytest.mark.slow
 def test_a_host_that_hangs_at_the_end_holds_a_run_up_for_ten_seconds_at_most(tmp_path):
-    start, finish, leave, lines, _ = run_online("hang at end", tmp_path)
-    assert start < 10
-    assert finish < 10
-    assert leave < 5
-    assert len(lines) == 2
-    assert lines[0].startswith("W&B: http://127.0.0.1:")
-    assert lines[1] == "warning: W&B failed (Timed out finishing run.); the run folder stays complete"
+    online = run_online("hang at end", tmp_path)
+    assert_stopped_waiting(online)
+    assert max(online.start, online.finish) < 10
+    assert online.leave < 5

@@ -1,0 +1,88 @@
+"""The flags that every training program has: what surrounds the algorithm, from tracking to checkpoints."""
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar, Literal
+
+from ppo_fast.run.flags import Range
+
+
+@dataclass
+class RunFlags:
+    """Plumbing, not algorithm. A program's `Args` adds its own flags to these."""
+
+    flags_given: ClassVar[frozenset[str] | None] = None  # no flag itself
+    """The fields that the command line names, which `cli.parse` notes; None in a call from Python."""
+
+    env_id: str = "CartPole-v1"
+    """gymnasium id; `module:Env-v0` imports the module first"""
+    backend: str = "auto"
+    """how the environments run: auto, tensor, entry_point, sync, async or envpool"""
+    total_timesteps: Annotated[int, Range(1)] = 500_000
+    """environment steps, all environments together"""
+    exp_name: str = "train"
+    """name of the experiment, part of the run folder's name"""
+    seed: Annotated[int, Range(0, 2**31)] = 1
+    """seed of the networks, the actions, the minibatches and the environments"""
+    torch_deterministic: bool = True
+    """ask cuDNN for deterministic kernels"""
+    cuda: bool = True
+    """use a CUDA device where there is one"""
+    track: bool = False
+    """send the rows of metrics.jsonl to Weights & Biases too"""
+    wandb_mode: Literal["online", "offline"] = "online"
+    """online falls back to offline when W&B cannot be reached or has no key"""
+    wandb_project_name: str = "ppo_fast"
+    """W&B project"""
+    wandb_entity: str | None = None
+    """W&B entity (team)"""
+    wandb_group: str | None = None
+    """W&B group, which gathers runs that belong together, such as the seeds of one configuration"""
+    wandb_name: str | None = None
+    """name of the W&B run, that of the run folder when not given"""
+    wandb_tags: tuple[str, ...] = ()
+    """W&B tags"""
+    wandb_notes: str | None = None
+    """W&B notes"""
+    wandb_artifacts: bool = False
+    """upload the package's code, the policy and the newest checkpoint to W&B"""
+    tensorboard: bool = False
+    """write the rows of metrics.jsonl to a TensorBoard event file in the run folder too (extra `tensorboard`)"""
+    capture_video: bool = False
+    """record a greedy episode after each quarter of training into the run folder's videos/ (extra `video`)"""
+    run_root: str = "runs"
+    """folder that holds the run folders"""
+    quiet: bool = False
+    """print warnings and one line at the end only"""
+    eval_episodes: Annotated[int, Range(0)] = 100
+    """episodes of the final evaluation, greedy and as many sampled; 0 skips it"""
+    compile: Literal["auto", "on", "off"] = "auto"
+    """torch.compile; auto only where it pays within this run, else a CPU records; on a GPU CUDA graphs unless off"""
+    precision: Literal["fp32", "tf32", "bf16"] = "fp32"
+    """of the networks' products: tf32 (GPU) rounds their inputs to 10 bits of mantissa, bf16 to 7; the rest is fp32"""
+    verify: Annotated[int, Range(0)] = 0
+    """instead of training, run this many iterations compiled and eagerly in fp32; exit status 4 if they differ"""
+    profile: bool = False
+    """profile three iterations after training: a table, and a trace in the run folder"""
+    preset: bool = True
+    """apply the tuned flags that the environment has, if any; flags given on the command line win"""
+    resume: str = ""
+    """go on with a run: its folder, a checkpoint, latest, or auto: the newest unfinished one like this, else new"""
+    save_interval: Annotated[int, Range(1)] = 100
+    """iterations between two checkpoints; one more is saved at the end and at every stop"""
+    keep_checkpoints: Annotated[int, Range(1)] = 3
+    """newest checkpoints that are kept, besides the best one"""
+    max_runtime: Annotated[float | None, Range(0, above=True)] = None
+    """seconds after which the run saves and stops with exit status 5, to be resumed"""
+    on_nan: Literal["stop", "rollback"] = "stop"
+    """at NaN or infinity: stop, or go back to the last checkpoint with half the learning rate, 3 times at most"""
+    env_groups: Annotated[int, Range(1)] = 1
+    """groups that step by turns, the policy acting for one while another steps; with async and envpool"""
+    env_timeout: Annotated[float, Range(0, above=True)] = 60.0
+    """seconds after which a silent worker of --backend async counts as dead"""
+    env_restarts: Annotated[int, Range(0)] = 0
+    """how often environments whose worker died are started again; then the run saves and stops with exit status 6"""
+
+    @property
+    def env_options(self) -> dict[str, Any]:
+        """What `ppo_fast.envs.make` takes of them besides the environment and the backend."""
+        return {"timeout": self.env_timeout, "groups": self.env_groups}
