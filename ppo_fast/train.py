@@ -31,7 +31,8 @@ from ppo_fast.engine.engine import Engine
 from ppo_fast.engine.flat import flatten_parameters
 from ppo_fast.engine.iteration import Iteration, train_state
 from ppo_fast.run import cli, session
-from ppo_fast.run.cli import Range, RunFlags
+from ppo_fast.run.flags import Range, check_ranges
+from ppo_fast.run.run_flags import RunFlags
 from ppo_fast.run.stopwatch import Stopwatch
 
 
@@ -96,7 +97,7 @@ class Args(RunFlags):
 
     def check(self) -> None:
         """Raise ValueError naming the first flag whose value cannot work."""
-        cli.check_ranges(self)
+        check_ranges(self)
         if self.num_minibatches > self.batch_size:
             raise ValueError(f"--num-minibatches: at most {self.batch_size} (num_envs x num_steps) can be filled")
         if self.num_iterations < 1:

@@ -18,6 +18,7 @@ from typing import Any
 
 import pytest
 import torch
+from ppo_fast.engine.distributed import Ranks
 from victims import (
     BATCH,
     REPOSITORY,
@@ -39,7 +40,6 @@ from victims import (
 from ppo_fast import replay, train as program
 from ppo_fast.algorithm import normalize, ppo
 from ppo_fast.engine import capture, crew
-from ppo_fast.engine.distributed import Ranks
 from ppo_fast.run import checkpoint
 
 Pair = tuple[Forge, Forge]

@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from ppo_fast.algorithm.networks import CategoricalHead
 from scripted_envs import Scripted
 
-from ppo_fast.algorithm.networks import CategoricalHead
 from ppo_fast.envs import make
 from ppo_fast.envs.host import HostVectorEnv
 from ppo_fast.run.play import EVAL_SEED, Episodes, evaluate, play, record, render_without_a_display
