@@ -18,19 +18,25 @@ from typing import Annotated, Any, NamedTuple
 import numpy as np
 import tyro
 
-from ppo_fast.pictures import intervals, records
-from ppo_fast.pictures.records import RunRecord
+from ppo_fast import names
+from ppo_fast.pictures.configurations import configuration, group_runs, labels_of
+from ppo_fast.pictures.curves import Axis, curve, smoothed
+from ppo_fast.pictures.intervals import bootstrap_interval, iqm, probability_of_improvement
+from ppo_fast.pictures.records import RunRecord, find_runs, read_run
 from ppo_fast.run import cli
+from ppo_fast.run.flags import check_ranges, one_of
 
 DIVIDER = "--"
 FEW = 5  # runs below which a bootstrap interval is too narrow to be trusted
 PARTS = (0.25, 0.5, 1.0)  # of the stretch that all runs share
-RETURN = "charts/episodic_return"
-RESULTS = (
-    ("final return, greedy", "eval/mean_return"),
-    ("final return, sampled", "eval/sampled_mean_return"),
-    ("steps per second", "sps"),
-)
+SPEED = "sps"
+RESULTS = {  # the figures of result.json that are compared, by their names in the table
+    "final return, greedy": names.MEAN_RETURN,
+    "final return, sampled": names.SAMPLED_MEAN_RETURN,
+    "steps per second": SPEED,
+}
+GROUP_WIDTH = 46  # characters that a group takes in the table: its figure and its chance, each with its interval
+PIPE_WIDTH = 1000  # a pipe has no width to keep to
 
 
 @dataclass
@@ -56,10 +62,38 @@ class Group(NamedTuple):
 
 
 class Figure(NamedTuple):
-    """One row of the table: what was measured, and each group's values, a run each; runs without it are left out."""
+    """What is compared: its name, and each group's values, a run each; runs without it are left out."""
 
     name: str
     values: dict[str, list[float]]  # by group name
+
+
+class Estimate(NamedTuple):
+    """The interquartile mean over a group's runs; the bounds of its interval are NaN where there is one run."""
+
+    iqm: float
+    low: float
+    high: float
+    values: list[float]
+
+
+class Chance(NamedTuple):
+    """How likely a run of one group is to beat one of another; the bounds are NaN where either has one run."""
+
+    p: float
+    low: float
+    high: float
+
+
+class Row(NamedTuple):
+    """One row of the table."""
+
+    name: str
+    estimates: dict[str, Estimate]  # by group name; those without a value are left out
+    chances: dict[str, Chance]  # to beat the first group, by group name
+
+
+# ---------------------------------------------------------------- the groups
 
 
 def divide(words: Sequence[str]) -> list[list[str]]:
@@ -77,23 +111,31 @@ def divide(words: Sequence[str]) -> list[list[str]]:
 
 def load(args: Args) -> list[Group]:
     """The groups to compare. ValueError("runs: ...") where they can't be."""
-    parts = [
-        [records.read_run(folder) for folder in records.find_runs(part, Path(args.run_root))]
-        for part in divide(args.runs)
-    ]
+    root = Path(args.run_root)
+    parts = [[read_run(folder) for folder in find_runs(words, root)] for words in divide(args.runs)]
     if len(parts) == 1:
-        found = records.group_runs(parts[0])
-        if len(found) < 2:
+        labelled = group_runs(parts[0])
+        if len(labelled) < 2:
             raise ValueError("runs: these are all of one configuration; put -- between two groups")
     else:
-        configs, names = [records.configuration(part[0]) for part in parts], [part[0].folder.name for part in parts]
-        found = dict(zip(records.labels_of(configs, names), parts, strict=True))
-    groups = [Group(letters(i), label, list(runs)) for i, (label, runs) in enumerate(found.items())]
-    trained = {run.config["env_id"]: group.name for group in groups for run in group.runs if "env_id" in run.config}
+        configs = [configuration(part[0]) for part in parts]
+        folders = [part[0].folder.name for part in parts]
+        labelled = dict(zip(labels_of(configs, folders), parts, strict=True))
+    groups = [Group(letters(i), label, runs) for i, (label, runs) in enumerate(labelled.items())]
+    check_environments(groups)
+    return groups
+
+
+def check_environments(groups: Sequence[Group]) -> None:
+    """ValueError("runs: ...") where not all runs are of one environment."""
+    trained: dict[str, str] = {}
+    for group in groups:
+        for run in group.runs:
+            if "env_id" in run.config:
+                trained[run.config["env_id"]] = group.name
     if len(trained) > 1:
         wording = ", ".join(f"{env_id} in {name}" for env_id, name in trained.items())
         raise ValueError(f"runs: returns of different environments can't be compared ({wording})")
-    return groups
 
 
 def letters(index: int) -> str:
@@ -101,37 +143,54 @@ def letters(index: int) -> str:
     return (letters(index // 26 - 1) if index >= 26 else "") + chr(ord("A") + index % 26)
 
 
+# ---------------------------------------------------------------- the figures
+
+
 def figures_of(groups: Sequence[Group]) -> list[Figure]:
-    """All rows: final evaluation and speed, returns at equal steps, returns at equal time."""
-    found = [
-        Figure(
-            name, {group.name: [x for run in group.runs if (x := of_result(run, key)) is not None] for group in groups}
-        )
-        for name, key in RESULTS
-    ]
-    for axis in ("steps", "time"):
-        curves = {
-            group.name: [records.smoothed(records.curve(run, RETURN, axis)) for run in group.runs] for group in groups
-        }
-        lines = [line for group in curves.values() for line in group if len(line[0])]
-        if not lines:
-            continue
-        start, end = max(line[0][0] for line in lines), min(line[0][-1] for line in lines)
-        for place in (end * part for part in PARTS if start <= end * part):
-            name = f"return at {place:,.0f} steps" if axis == "steps" else f"return at {in_time(place)}"
-            values = {
-                key: [float(np.interp(place, *line)) for line in group if len(line[0])] for key, group in curves.items()
-            }
-            found.append(Figure(name, values))
+    """All that is compared: final evaluation and speed, returns at equal steps, returns at equal time."""
+    found = [final_figure(groups, name, key) for name, key in RESULTS.items()]
+    found += returns_at_equal(groups, "steps")
+    found += returns_at_equal(groups, "time")
     return [figure for figure in found if any(figure.values.values())]
+
+
+def final_figure(groups: Sequence[Group], name: str, key: str) -> Figure:
+    """A figure of result.json."""
+    values: dict[str, list[float]] = {}
+    for group in groups:
+        results = [of_result(run, key) for run in group.runs]
+        values[group.name] = [result for result in results if result is not None]
+    return Figure(name, values)
 
 
 def of_result(run: RunRecord, key: str) -> float | None:
     """A figure of result.json; the speed of a run that has none is that of its last row."""
     value = run.result.get(key)
-    if not records.is_number(value) and key == "sps":
-        value = run.rows[-1].get("charts/SPS")
-    return float(value) if value is not None and records.is_number(value) else None
+    if not names.is_number(value) and key == SPEED:
+        value = run.rows[-1].get(names.SPS)
+    return float(value) if value is not None and names.is_number(value) else None
+
+
+def returns_at_equal(groups: Sequence[Group], axis: Axis) -> list[Figure]:
+    """The smoothed training return at some places of the stretch that all runs share; none where they share none."""
+    curves = {
+        group.name: [smoothed(curve(run.rows, names.EPISODIC_RETURN, axis)) for run in group.runs] for group in groups
+    }
+    curves = {name: [line for line in lines if len(line.x)] for name, lines in curves.items()}
+    every = [line for lines in curves.values() for line in lines]
+    if not every:
+        return []
+    start = max(line.x[0] for line in every)
+    end = min(line.x[-1] for line in every)
+    figures: list[Figure] = []
+    for part in PARTS:
+        place = float(end * part)
+        if place < start:
+            continue
+        values = {name: [float(np.interp(place, line.x, line.y)) for line in lines] for name, lines in curves.items()}
+        where = f"{place:,.0f} steps" if axis == "steps" else in_time(place)
+        figures.append(Figure(f"return at {where}", values))
+    return figures
 
 
 def in_time(seconds: float) -> str:
@@ -141,50 +200,52 @@ def in_time(seconds: float) -> str:
     return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
 
 
-def measure(groups: Sequence[Group], figures: Sequence[Figure], seed: int) -> list[dict[str, Any]]:
-    """Each figure with, by group name, its IQM, interval and values, and the chance of each group to beat the first."""
+def measure(groups: Sequence[Group], figures: Sequence[Figure], seed: int) -> list[Row]:
+    """Each figure with the groups' estimates, and the chance of each group to beat the first."""
     first, *others = (group.name for group in groups)
-    rows = []
+    rows: list[Row] = []
     for figure in figures:
-        row: dict[str, Any] = {"name": figure.name, "groups": {}, f"beats_{first}": {}}
+        row = Row(figure.name, {}, {})
         for name, values in figure.values.items():
             if values:
-                low, high = intervals.bootstrap_interval(values, intervals.iqm, seed=seed)
-                row["groups"][name] = {"iqm": intervals.iqm(values), "low": low, "high": high, "values": values}
+                low, high = bootstrap_interval(values, iqm, seed=seed)
+                row.estimates[name] = Estimate(iqm(values), low, high, values)
         for name in others:
             if figure.values[name] and figure.values[first]:
-                p, low, high = intervals.probability_of_improvement(
-                    figure.values[name], figure.values[first], seed=seed
+                row.chances[name] = Chance(
+                    *probability_of_improvement(figure.values[name], figure.values[first], seed=seed)
                 )
-                row[f"beats_{first}"][name] = {"p": p, "low": low, "high": high}
         rows.append(row)
     return rows
 
 
 def cautions(groups: Sequence[Group]) -> list[str]:
     """What a reader should know before believing the table."""
-    said = []
+    said: list[str] = []
     for group in groups:
-        mixed = len(records.group_runs(group.runs))
+        mixed = len(group_runs(group.runs))
         if mixed > 1:
             said.append(f"{group.name} mixes {mixed} configurations")
-        if unfinished := sum(not run.result for run in group.runs):
-            said.append(
-                f"{unfinished} of {len(group.runs)} runs in {group.name} have no result.json: unfinished or killed"
-            )
+        unfinished = sum(not run.result for run in group.runs)
+        if unfinished:
+            count = f"{unfinished} of {len(group.runs)} runs in {group.name}"
+            said.append(f"{count} have no result.json: unfinished or killed")
     few = [group.name for group in groups if len(group.runs) < FEW]
     if few:
-        said.append(f"fewer than {FEW} runs in {cli.one_of(few).replace(' or ', ' and ')}: intervals are too narrow")
+        said.append(f"fewer than {FEW} runs in {one_of(few).replace(' or ', ' and ')}: intervals are too narrow")
     return said
 
 
-def print_table(groups: Sequence[Group], rows: Sequence[Mapping[str, Any]]) -> None:
+# ---------------------------------------------------------------- the table and the JSON
+
+
+def print_table(groups: Sequence[Group], rows: Sequence[Row]) -> None:
     """The rows as a table, each group by its letter."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
-    first = groups[0].name
+    first, others = groups[0], groups[1:]
     console = Console(highlight=False)
     for group in groups:
         count = len(group.runs)
@@ -193,40 +254,61 @@ def print_table(groups: Sequence[Group], rows: Sequence[Mapping[str, Any]]) -> N
     table.add_column("", no_wrap=True)
     for group in groups:
         table.add_column(group.name, justify="right", no_wrap=True)
-    for group in groups[1:]:
-        table.add_column(f"P({group.name} > {first})", justify="right", no_wrap=True)
-    # A pipe has no width to keep to; in a narrow window intervals go below their figures.
-    console.width = console.width if console.is_terminal else 1000
-    narrow = console.width < 26 * len(groups) + 20 * len(groups)
+    for group in others:
+        table.add_column(f"P({group.name} > {first.name})", justify="right", no_wrap=True)
+    console.width = console.width if console.is_terminal else PIPE_WIDTH
+    # In a narrow window intervals go below their figures.
+    gap = "\n" if console.width < GROUP_WIDTH * len(groups) else " "
     for row in rows:
-        cells = [in_words(row["groups"].get(group.name), "iqm") for group in groups]
-        cells += [in_words(row[f"beats_{first}"].get(group.name), "p") for group in groups[1:]]
-        table.add_row(row["name"], *(cell.replace(" \\[", "\n\\[") if narrow else cell for cell in cells))
+        cells = [estimate_in_words(row.estimates.get(group.name), gap) for group in groups]
+        cells += [chance_in_words(row.chances.get(group.name), gap) for group in others]
+        table.add_row(row.name, *cells)
     console.print(table)
     console.print("interquartile means over runs, [95 % intervals]; P: chance of a run to beat one of A", markup=False)
     for line in cautions(groups):
         console.print(f"note: {line}", markup=False, soft_wrap=True)
 
 
-def in_words(cell: Mapping[str, float] | None, key: str) -> str:
-    """462.1 [431.0, 490.2]."""
-    if cell is None:
+def estimate_in_words(estimate: Estimate | None, gap: str) -> str:
+    """462.1 [431.0, 490.2], in rich's markup; `gap` stands between the figure and its interval."""
+    if estimate is None:
         return "-"
-    digits = 2 if key == "p" else 0 if abs(cell[key]) >= 10_000 else 1 if abs(cell[key]) >= 10 else 3
-    text = f"{cell[key]:,.{digits}f}"
-    return text if math.isnan(cell["low"]) else f"{text} \\[{cell['low']:,.{digits}f}, {cell['high']:,.{digits}f}]"
+    size = abs(estimate.iqm)
+    digits = 3
+    if size >= 10:
+        digits = 1
+    if size >= 10_000:
+        digits = 0
+    return _with_interval(estimate.iqm, estimate.low, estimate.high, digits, gap)
 
 
-def strict(value: Any) -> Any:
-    """`value` with None for NaN, which JSON does not have."""
-    if isinstance(value, dict):
-        return {key: strict(item) for key, item in value.items()}
-    return None if isinstance(value, float) and math.isnan(value) else value
+def chance_in_words(chance: Chance | None, gap: str) -> str:
+    """0.82 [0.52, 1.00], as `estimate_in_words`."""
+    return "-" if chance is None else _with_interval(chance.p, chance.low, chance.high, 2, gap)
+
+
+def _with_interval(value: float, low: float, high: float, digits: int, gap: str) -> str:
+    text = f"{value:,.{digits}f}"
+    return text if math.isnan(low) else f"{text}{gap}\\[{low:,.{digits}f}, {high:,.{digits}f}]"
+
+
+def as_json(groups: Sequence[Group], rows: Sequence[Row]) -> dict[str, Any]:
+    """What `--json` prints: "groups", "notes" and "figures", with null where there is no interval."""
+    sides = {group.name: {"label": group.label, "runs": [str(run.folder) for run in group.runs]} for group in groups}
+    figures: list[Mapping[str, Any]] = []
+    for row in rows:
+        estimates = {name: estimate._asdict() for name, estimate in row.estimates.items()}
+        chances = {name: chance._asdict() for name, chance in row.chances.items()}
+        figures.append({"name": row.name, "groups": estimates, f"beats_{groups[0].name}": chances})
+    return names.jsonable({"groups": sides, "notes": cautions(groups), "figures": figures})
+
+
+# ---------------------------------------------------------------- the program
 
 
 def compare(args: Args) -> dict[str, Any]:
     """Print the comparison; returns what `--json` prints. Runs that can't be compared are a ValueError."""
-    cli.check_ranges(args)
+    check_ranges(args)
     if not args.runs:
         raise ValueError("runs: name two groups of run folders, as in: compare runs/A* -- runs/B*")
     groups = load(args)
@@ -235,8 +317,7 @@ def compare(args: Args) -> dict[str, Any]:
         rows = measure(groups, figures, args.seed)
     except ModuleNotFoundError as problem:
         raise ValueError(f"runs: {problem}") from problem
-    sides = {group.name: {"label": group.label, "runs": [str(run.folder) for run in group.runs]} for group in groups}
-    result = strict({"groups": sides, "notes": cautions(groups)}) | {"figures": [strict(row) for row in rows]}
+    result = as_json(groups, rows)
     if args.json:
         print(json.dumps(result, indent=2))
     else:

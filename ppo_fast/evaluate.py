@@ -14,27 +14,30 @@ and the module of the environment, where its id names one.
 """
 
 import dataclasses
-import importlib
 import json
+import math
 import os
 import re
 import sys
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 import tyro
 
-from ppo_fast import envs as environments
-from ppo_fast.algorithm import networks
-from ppo_fast.engine import capture
-from ppo_fast.run import checkpoint, cli, play
+from ppo_fast import envs as environments, names
+from ppo_fast.engine import flat, process
+from ppo_fast.run import cli, film as films, find, play, programs
 from ppo_fast.run.cli import Range
+from ppo_fast.run.payload import policy_in
+from ppo_fast.run.policy import load_policy
 
-POLICY, CHECKPOINTS = "policy.safetensors", "checkpoints/checkpoint-*.pt"
-PROGRAM = re.compile(r"ppo_fast\.train(_\w+)?")
-RESAMPLES = 2000
+CHECKPOINTS = "checkpoints/checkpoint-*.pt"
+RESAMPLES = 2000  # of the bootstrap
+WINDOW_EPISODES = 3  # that are shown in a window, unless --episodes says another number
+EPISODES = 100  # that are played otherwise
 SCREENS = ("DISPLAY", "WAYLAND_DISPLAY", "SDL_VIDEODRIVER")  # any of them says that a window has somewhere to go
 
 
@@ -89,22 +92,26 @@ def load(args: Args) -> Policy:
     """
     path = newest(Path(args.run_root)) if args.run == "latest" else Path(args.run)
     try:
-        if path.is_file() and path.suffix == ".safetensors":
-            return Policy(path.parent, path, *checkpoint.load_policy(path))
-        if (path / POLICY).is_file() and age(path / POLICY) >= max(map(age, path.glob(CHECKPOINTS)), default=0):
-            return Policy(path, path / POLICY, *checkpoint.load_policy(path))
-        if not path.exists():
-            raise ValueError(f"run: {path} is neither a run folder, a checkpoint, a policy file nor 'latest'")
-        found = checkpoint.resolve(str(path), Path(args.run_root))
-        payload = found.payload
-        facts = {**payload["flags"], "program": payload["program"]}
-        return Policy(found.run, found.path, payload["ranks"][0]["tensors"], facts)
+        return _read(path, Path(args.run_root))
     except KeyError as problem:
         raise ValueError(f"run: {path} holds no {problem}: no checkpoint of a training program") from problem
     except OSError as problem:
         raise ValueError(f"run: {path}: {problem.strerror or problem}") from problem
     except ValueError as problem:
-        raise ValueError(f"run: {str(problem).removeprefix('--resume: ').removeprefix('run: ')}") from problem
+        raise ValueError(f"run: {problem}") from problem
+
+
+def _read(path: Path, root: Path) -> Policy:
+    """The policy of a file or a run folder. ValueError, KeyError or OSError where there is none."""
+    if path.is_file() and path.suffix == ".safetensors":
+        return Policy(path.parent, path, *load_policy(path))
+    file = path / names.POLICY_FILE
+    if file.is_file() and not any(age(other) > age(file) for other in path.glob(CHECKPOINTS)):
+        return Policy(path, file, *load_policy(file))
+    if not path.exists():
+        raise ValueError(f"{path} is neither a run folder, a checkpoint, a policy file nor 'latest'")
+    found = find.resolve(str(path), root)
+    return Policy(found.run, found.path, *policy_in(found.payload))
 
 
 def age(path: Path) -> int:
@@ -114,26 +121,27 @@ def age(path: Path) -> int:
 
 def newest(root: Path) -> Path:
     """The run folder below `root` that wrote a policy or a checkpoint last."""
-    files = [*root.glob(f"*/{POLICY}"), *root.glob(f"*/{CHECKPOINTS}")]
+    files = [*root.glob(f"*/{names.POLICY_FILE}"), *root.glob(f"*/{CHECKPOINTS}")]
     if not files:
         raise ValueError(f"run: no run with a policy or a checkpoint below {root}; name one, or set --run-root")
     last = max(files, key=lambda path: (age(path), str(path)))
     return last.parent.parent if last.suffix == ".pt" else last.parent
 
 
-def rebuild_flags(policy: Policy) -> tuple[Any, Any]:
+def rebuild_flags(policy: Policy) -> tuple[ModuleType, Any]:
     """The program that trained the policy and its Args, as they were. ValueError("run: ...") if that can't be."""
     name = policy.facts.get("program", "ppo_fast.train")
-    if not isinstance(name, str) or not PROGRAM.fullmatch(name):
+    if not programs.is_program(name):
         raise ValueError(f"run: {policy.path} was trained by {name!r}, which is no program of ppo_fast")
     try:
-        program = importlib.import_module(name)
+        program = programs.load(name)
     except ModuleNotFoundError as problem:
         raise ValueError(f"run: {policy.path} was trained by {name}, which is not here") from problem
-    fields = {field.name for field in dataclasses.fields(program.Args)}
-    known = {key: value for key, value in policy.facts.items() if key in fields}
-    # JSON has lists only.
-    known = {key: tuple(value) if isinstance(value, list) else value for key, value in known.items()}
+    known = {}
+    for field in dataclasses.fields(program.Args):
+        if field.name in policy.facts:
+            value = policy.facts[field.name]
+            known[field.name] = tuple(value) if isinstance(value, list) else value  # JSON has lists only
     if "env_id" not in known:
         raise ValueError(f"run: {policy.path} does not say which environment it is for")
     try:
@@ -144,14 +152,16 @@ def rebuild_flags(policy: Policy) -> tuple[Any, Any]:
     return program, flags
 
 
-def rebuild_agent(program: Any, flags: Any, policy: Policy, envs: Any) -> Any:
+def rebuild_agent(program: ModuleType, flags: Any, policy: Policy, envs: Any) -> Any:
     """The agent with its weights and statistics, laid out in memory as in training, so that it computes the same."""
     agent = program.Agent(envs, flags).to(envs.device)
-    theta, weights = networks.flatten_parameters(agent), policy.weights
+    theta = flat.flatten_parameters(agent)
+    weights = policy.weights
     try:
-        if "theta" in weights:
+        if "theta" in weights:  # a checkpoint's, which keeps all parameters in one vector
             theta.copy_(weights["theta"])
-            weights = {**agent.state_dict(), **{name: weights[f"agent.{name}"] for name in buffers_of(agent)}}
+            statistics = {name: weights[f"agent.{name}"] for name in buffers_of(agent)}
+            weights = {**agent.state_dict(), **statistics}
         agent.load_state_dict(weights)
     except (RuntimeError, KeyError) as problem:
         reason = " ".join(str(problem).split())[:200]
@@ -164,43 +174,42 @@ def buffers_of(agent: torch.nn.Module) -> list[str]:
     return [name for name, _ in agent.named_buffers() if name in agent.state_dict()]
 
 
-def make_envs(args: Args, flags: Any, device: torch.device, number: int, **options: Any) -> Any:
+def make_envs(args: Args, flags: Any, device: torch.device, number: int, render_mode: str | None = None) -> Any:
     """Fresh environments of the run: Gymnasium's own unless another backend is asked for or it has none.
 
-    Only Gymnasium's own can draw, so `options` ask for it.
+    Only Gymnasium's own can draw, so `render_mode` asks for it.
     """
-    own = "sync" in environments.available_backends(flags.env_id)
-    if options and not own:
-        raise ValueError(f"--env-id: {flags.env_id} has no single environment that could draw itself")
-    backend = args.backend if args.backend and not options else "sync" if own else "auto"
-    return environments.make(flags.env_id, number, device, backend, **options)
+    has_own = "sync" in environments.available_backends(flags.env_id)
+    if render_mode is not None:
+        if not has_own:
+            raise ValueError(f"--env-id: {flags.env_id} has no single environment that could draw itself")
+        return environments.make(flags.env_id, number, device, "sync", render_mode=render_mode)
+    backend = args.backend or ("sync" if has_own else "auto")
+    return environments.make(flags.env_id, number, device, backend)
 
 
 def figures_of(episodes: play.Episodes, seed: int) -> dict[str, float | int]:
     """Mean, standard deviation, minimum, maximum, length, count, and a 95 % interval of the mean by bootstrap."""
-    values = episodes.returns.cpu().numpy()
-    draws = np.random.default_rng(seed).choice(values, (RESAMPLES, len(values))).mean(1)
-    low, high = np.quantile(draws, (0.025, 0.975)) if len(values) > 1 else (float("nan"), float("nan"))
-    return episodes.figures("") | {"mean_return_low": float(low), "mean_return_high": float(high)}
+    returns = episodes.returns.cpu().numpy()
+    count = len(returns)
+    low = high = math.nan
+    if count > 1:
+        means = np.random.default_rng(seed).choice(returns, (RESAMPLES, count)).mean(1)
+        low, high = np.quantile(means, (0.025, 0.975))
+    return {**episodes.figures(""), "mean_return_low": float(low), "mean_return_high": float(high)}
 
 
 def play_with(agent: Any, policy: str, envs: Any, seed: int) -> dict[str, dict[str, float | int]]:
     """Figures of the greedy or the sampled policy or "both", played as a training program's last evaluation does."""
-    draw = torch.Generator(envs.device).manual_seed(seed)
-
-    def greedy(obs: torch.Tensor) -> torch.Tensor:
-        return agent.act(obs, None)[0]
-
-    def sampled(obs: torch.Tensor) -> torch.Tensor:
-        return agent.act(obs, agent.head.draw_noise(obs.shape[:1], draw))[0]
-
-    ways = {"greedy": greedy, "sampled": sampled}
-    run = capture.eager(play.play, one_thread=True)
-    return {
-        name: figures_of(run(envs, act, seed + play.EVAL_SEED), seed)
-        for name, act in ways.items()
-        if policy in (name, "both")
-    }
+    generator = torch.Generator(envs.device).manual_seed(seed)
+    ways = {"greedy": play.greedy(agent), "sampled": play.sampled(agent, generator)}
+    play_on_one_thread = process.with_threads(play.play, 1)
+    figures = {}
+    for name, act in ways.items():
+        if policy in (name, "both"):
+            episodes = play_on_one_thread(envs, act, seed + play.EVAL_SEED)
+            figures[name] = figures_of(episodes, seed)
+    return figures
 
 
 def film(args: Args, flags: Any, agent: Any, device: torch.device, seed: int, folder: Path) -> Path:
@@ -209,11 +218,11 @@ def film(args: Args, flags: Any, agent: Any, device: torch.device, seed: int, fo
         envs = make_envs(args, flags, device, 1, render_mode="rgb_array")
         folder = folder / "videos"
         folder.mkdir(exist_ok=True)
-        return play.record(envs, agent, seed, folder / f"evaluate-seed{seed}.mp4")
+        return films.record(envs, agent, seed, folder / f"evaluate-seed{seed}.mp4")
     except OSError as problem:
         raise ValueError(f"--video: can't write to {folder}: {problem.strerror or problem}") from problem
     except ValueError as problem:
-        raise ValueError(f"--video: {re.sub('^--[a-z-]+: ', '', str(problem))}") from problem
+        raise ValueError(f"--video: {_without_flag(str(problem))}") from problem
 
 
 def watch(args: Args, flags: Any, agent: Any, seed: int) -> None:
@@ -223,15 +232,18 @@ def watch(args: Args, flags: Any, agent: Any, seed: int) -> None:
     policy = "sampled" if args.policy == "sampled" else "greedy"
     try:
         envs = make_envs(args, flags, torch.device("cpu"), 1, render_mode="human")
-        for i in range(args.episodes or 3):
+        for i in range(args.episodes or WINDOW_EPISODES):
             figures = play_with(agent, policy, envs, seed + i)[policy]
-            print(
-                f"episode {i + 1}  return {figures['mean_return']:.2f}  length {figures['mean_length']:.0f}", flush=True
-            )
+            said = f"return {figures['mean_return']:.2f}  length {figures['mean_length']:.0f}"
+            print(f"episode {i + 1}  {said}", flush=True)
         envs.close()
     except Exception as problem:  # pygame, GLFW and MuJoCo each have their own
-        reason = (str(problem).strip() or type(problem).__name__).splitlines()[0]
-        raise ValueError(f"--render: no window: {re.sub('^--[a-z-]+: ', '', reason)}") from problem
+        raise ValueError(f"--render: no window: {_without_flag(names.first_line(problem))}") from problem
+
+
+def _without_flag(text: str) -> str:
+    """A message without the flag that it begins with, which is one of another program."""
+    return re.sub(r"^--[a-z-]+: ", "", text)
 
 
 def lines(result: dict[str, Any]) -> list[str]:
@@ -241,16 +253,22 @@ def lines(result: dict[str, Any]) -> list[str]:
         f"environment  {result['env_id']}, backend {result['backend']}, seed {result['seed']}",
     ]
     for name in ("greedy", "sampled"):
-        x = result.get(name)
-        if x is None:
-            continue
-        interval = f"[{x['mean_return_low']:.2f}, {x['mean_return_high']:.2f}]" if x["episodes"] > 1 else "none"
-        said.append(
-            f"{name:<11}  {x['mean_return']:.2f} +- {x['std_return']:.2f} over {x['episodes']} episodes   "
-            f"95 % interval of the mean {interval}   min {x['min_return']:.2f}   max {x['max_return']:.2f}   "
-            f"length {x['mean_length']:.1f}"
-        )
-    return said + ([f"video        {result['video']}"] if "video" in result else [])
+        if name in result:
+            said.append(f"{name:<11}  {_in_words(result[name])}")
+    if "video" in result:
+        said.append(f"video        {result['video']}")
+    return said
+
+
+def _in_words(figures: dict[str, float | int]) -> str:
+    """The figures of one way to act, in a line."""
+    x = figures
+    interval = f"[{x['mean_return_low']:.2f}, {x['mean_return_high']:.2f}]" if x["episodes"] > 1 else "none"
+    return (
+        f"{x['mean_return']:.2f} +- {x['std_return']:.2f} over {x['episodes']} episodes   "
+        f"95 % interval of the mean {interval}   min {x['min_return']:.2f}   max {x['max_return']:.2f}   "
+        f"length {x['mean_length']:.1f}"
+    )
 
 
 def evaluate(args: Args) -> dict[str, Any]:
@@ -259,13 +277,14 @@ def evaluate(args: Args) -> dict[str, Any]:
     policy = load(args)
     program, flags = rebuild_flags(policy)
     if args.video:
-        play.render_without_a_display()
+        films.render_without_a_display()
     window = args.render == "human"
     on_gpu = args.cuda and not window and torch.cuda.is_available()
-    precision = "fp32" if flags.precision == "tf32" and not on_gpu else flags.precision  # how it was trained, not what
-    device = capture.prepare(dataclasses.replace(flags, cuda=on_gpu, precision=precision))
+    # tf32 is how the policy was trained, not what it is: a CPU plays it too.
+    precision = "fp32" if flags.precision == "tf32" and not on_gpu else flags.precision
+    device = process.prepare(dataclasses.replace(flags, cuda=on_gpu, precision=precision))
     seed = flags.seed if args.seed is None else args.seed
-    envs = make_envs(args, flags, device, 1 if window else args.episodes or 100)
+    envs = make_envs(args, flags, device, 1 if window else args.episodes or EPISODES)
     agent = rebuild_agent(program, flags, policy, envs)
     if window:
         watch(args, flags, agent, seed)
@@ -275,14 +294,11 @@ def evaluate(args: Args) -> dict[str, Any]:
         result["video"] = str(film(args, flags, agent, device, seed, policy.folder))
     result |= play_with(agent, args.policy, envs, seed)
     envs.close()
-    strict = {key: without_nan(value) for key, value in result.items()}
-    print(json.dumps(strict, indent=2) if args.json else "\n".join(lines(result)))
+    if args.json:
+        print(json.dumps(names.jsonable(result), indent=2))
+    else:
+        print("\n".join(lines(result)))
     return result
-
-
-def without_nan(value: Any) -> Any:
-    """None for the bounds of an interval that is none: strict JSON has no NaN."""
-    return {key: None if x != x else x for key, x in value.items()} if isinstance(value, dict) else value
 
 
 if __name__ == "__main__":

@@ -6,19 +6,22 @@ A run that meets NaN or infinity writes nothing of it into its weights. It leave
 parameters and optimiser state that the updates began with, and the state of the generator that drew the minibatches.
 """
 
-import importlib
-import re
 import sys
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any
 
 import torch
 import tyro
 
-from ppo_fast.engine.distributed import Ranks
-from ppo_fast.run import checkpoint, cli, crash
+from ppo_fast.engine.engine import Engine
+from ppo_fast.engine.firstbad import FirstBad
+from ppo_fast.engine.ranks import Ranks
+from ppo_fast.run import checkpoint, cli, crash, programs
+
+# What the updates find out themselves, and a mask that is left out where all rows count.
+MADE_ANEW = ("advantage", "rollout.advantage", "rollout.valid")
 
 
 def replay(payload: Mapping[str, Any]) -> list[str]:
@@ -27,34 +30,42 @@ def replay(payload: Mapping[str, Any]) -> list[str]:
     Raises:
         ValueError: `file: ...` when it does not hold what a crash file of ppo_fast holds.
     """
-    kinds = {"finding": str, "program": str, "flags": dict, "tensors": dict, "stream": torch.Tensor, "at": int}
-    missing = [name for name, kind in kinds.items() if not isinstance(payload.get(name), kind)]
-    missing += ["parameters"] if not {"theta", "step"} <= set(payload.get("tensors") or ()) else []
-    if missing:
-        raise ValueError(f"file: not what a run leaves when it breaks down: it has no {' and no '.join(missing)}")
-    if not re.fullmatch(r"ppo_fast\.train(_\w+)?", payload["program"]):
-        raise ValueError(f"file: its program is {payload['program']!r}, none of ppo_fast")
-    program, device = importlib.import_module(payload["program"]), torch.device("cpu")
-    known = {name: value for name, value in payload["flags"].items() if name in program.Args.__dataclass_fields__}
-    args = program.Args(**(known | {"compile": "off"}))
+    try:
+        broken = crash.Crash.from_plain(payload)
+    except ValueError as problem:
+        raise ValueError(f"file: {problem}") from problem
+    if not programs.is_program(broken.program):
+        raise ValueError(f"file: its program is {broken.program!r}, none of ppo_fast")
+    program = programs.load(broken.program)
+    device = torch.device("cpu")
+    known = {field.name: broken.flags[field.name] for field in fields(program.Args) if field.name in broken.flags}
+    args = program.Args(**{**known, "compile": "off"})
     args.check()
     envs, agent, learner = program.setup(args, device)
-    phases = program.make_iteration(args, envs, agent, learner, fast=False, ranks=Ranks(device))
-    for name, x in payload["tensors"].items():
-        if name not in phases.state or phases.state[name].shape != x.shape:
+    iteration = program.make_iteration(args, envs, agent, learner, Engine(args, Ranks(device), "eager"))
+    iteration.collect()  # makes room for a rollout
+    state = iteration.state.all()
+    for name, x in broken.tensors.items():
+        if name in MADE_ANEW and name not in state:
+            continue
+        if name not in state or state[name].shape != x.shape:
             raise ValueError(f"file: its {name} does not fit its flags")
-        phases.state[name].copy_(x)
-    if payload["stream"].shape == phases.generators[0].get_state().shape:
-        phases.generators[0].set_state(payload["stream"])  # a GPU's stream can't be continued here
-    said = [f"written after {payload['at']:,} iterations of {args.env_id}", f"then: {payload['finding']}"]
-    said.append(f"first bad tensor in the rollout: {crash.finding(payload['tensors']) or 'none'}")
-    with crash.FirstBad() as watch:
-        phases.learn()
+        state[name].copy_(x)
+    minibatches = iteration.generators[0]
+    if broken.stream.shape == minibatches.get_state().shape:  # a GPU's stream can't be continued here
+        minibatches.set_state(broken.stream)
+    with FirstBad() as watch:
+        iteration.learn()
     envs.close()
-    again = "reproduced" if not bool(learner.sound) else "not reproduced: every number was finite this time"
-    made = int(learner.step - payload["tensors"]["step"])
-    said.append(f"update {again}; {made} minibatches went well before it")
-    return [*said, f"first bad tensor in the update: {watch.found or 'none'}"]
+    again = "not reproduced: every number was finite this time" if bool(learner.sound) else "reproduced"
+    made = int(learner.step - broken.tensors["step"])
+    return [
+        f"written after {broken.at:,} iterations of {args.env_id}",
+        f"then: {broken.finding}",
+        f"first bad tensor in the rollout: {crash.finding(broken.tensors) or 'none'}",
+        f"update {again}; {made} minibatches went well before it",
+        f"first bad tensor in the update: {watch.found or 'none'}",
+    ]
 
 
 @dataclass

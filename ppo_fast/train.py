@@ -410,7 +410,9 @@ def train(args: Args, watch: Stopwatch | None = None) -> dict[str, Any]:
             if args.lr_schedule != "kl":
                 left = 1.0 - i / args.num_iterations if args.lr_schedule == "linear" and args.anneal_lr else 1.0
                 learner.learning_rate.fill_(args.learning_rate * run.rate_factor * left)
-            run.record(iteration)
+            with run.environment_faults(iteration):  # one that dies is started again, or the run is saved and stops
+                iteration.collect()
+                run.record(iteration, iteration.learn())
         return run.finish(envs, agent, iteration)
 
 

@@ -14,7 +14,7 @@ Predicate = Callable[[torch.Tensor], torch.Tensor]
 
 
 @dataclass
-class Step:
+class Taken:
     """What one step returned, and the action that led there."""
 
     action: torch.Tensor
@@ -67,9 +67,10 @@ def check_vector_env(
     env.close()
     env.close()
     _check_aliasing(make_fn, steps)
+    _check_advance(make_fn, steps)
 
 
-def play(env: Any, steps: int, seed: int, scribble: bool = False) -> tuple[torch.Tensor, list[Step]]:
+def play(env: Any, steps: int, seed: int, scribble: bool = False) -> tuple[torch.Tensor, list[Taken]]:
     """Reset and step with random actions that are equal in all sub-environments: the first obs and the steps.
 
     With `scribble` every returned tensor is overwritten before the next step.
@@ -83,9 +84,9 @@ def play(env: Any, steps: int, seed: int, scribble: bool = False) -> tuple[torch
         obs, reward, terminated, truncated, info = env.step(action)
         assert "final_obs" in info, "info lacks final_obs"
         assert "valid" in info, "info lacks valid"
-        step = Step(action, obs, reward, terminated, truncated, info["final_obs"], info["valid"])
+        step = Taken(action, obs, reward, terminated, truncated, info["final_obs"], info["valid"])
         if scribble:
-            kept = Step(action, *[tensor.clone() for tensor in step.tensors()])
+            kept = Taken(action, *[tensor.clone() for tensor in step.tensors()])
             for tensor in step.tensors():
                 # Flipped, not filled: True in place of True would hide a shared mask.
                 tensor.logical_not_() if tensor.dtype == torch.bool else tensor.fill_(77)
@@ -118,9 +119,12 @@ def _check_attributes(env: Any) -> None:
     )
     assert isinstance(env.metadata.get("autoreset_mode"), AutoresetMode), "metadata names no AutoresetMode"
     assert env.metadata is not type(env).metadata, "metadata is shared by all instances"
+    assert isinstance(env.pure, bool), "pure is no bool"
+    for name, columns in env.columns.items():
+        assert 0 <= columns.start < columns.stop <= single.shape[-1], f"the columns of {name!r} are {columns}"
 
 
-def _check_types(env: Any, step: Step) -> None:
+def _check_types(env: Any, step: Taken) -> None:
     shape, rows = (env.num_envs, *env.single_observation_space.shape), (env.num_envs,)
     wanted = {
         "obs": (shape, torch.float32),
@@ -139,7 +143,7 @@ def _check_types(env: Any, step: Step) -> None:
         assert bool(tensor.isfinite().all()), f"{name} is not finite"
 
 
-def _check_bounds(env: Any, record: list[Step]) -> None:
+def _check_bounds(env: Any, record: list[Taken]) -> None:
     box = env.single_observation_space
     low, high = torch.tensor(box.low) - 1e-4, torch.tensor(box.high) + 1e-4
     for step in record:
@@ -147,7 +151,7 @@ def _check_bounds(env: Any, record: list[Step]) -> None:
             assert bool(((obs >= low) & (obs <= high)).all()), "an observation lies outside its space"
 
 
-def _check_ends(env: Any, start: torch.Tensor, record: list[Step], limit: int | None) -> None:
+def _check_ends(env: Any, start: torch.Tensor, record: list[Taken], limit: int | None) -> None:
     """The valid mask follows the autoreset mode, and episodes have the length they should."""
     next_step = env.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
     ended = torch.zeros(len(start), dtype=torch.bool)
@@ -170,7 +174,7 @@ def _check_ends(env: Any, start: torch.Tensor, record: list[Step], limit: int | 
     assert ends >= 2, f"only {ends} episodes ended: nothing is known about autoreset; take more steps"
 
 
-def _check_final_obs(start: torch.Tensor, record: list[Step], terminal: Predicate | None, continuous: bool) -> None:
+def _check_final_obs(start: torch.Tensor, record: list[Taken], terminal: Predicate | None, continuous: bool) -> None:
     """final_obs is obs where nothing ended, and the true successor where something did."""
     before = start
     for step in record:
@@ -186,7 +190,7 @@ def _check_final_obs(start: torch.Tensor, record: list[Step], terminal: Predicat
         before = step.obs
 
 
-def _check_fresh_starts(env: Any, record: list[Step], continuous: bool, fixed_start: bool, resets: int) -> None:
+def _check_fresh_starts(env: Any, record: list[Taken], continuous: bool, fixed_start: bool, resets: int) -> None:
     """After an end the next observation is one that a reset gives, and not always the same one."""
     starts = torch.cat([env.reset(seed=seed)[0] for seed in range(100, 100 + resets)]).flatten(1)
     low, high = starts.amin(0), starts.amax(0)
@@ -230,6 +234,40 @@ def _check_aliasing(make_fn: Callable[[], Any], steps: int) -> None:
         assert len(places) == len(step.tensors()), "two tensors that one step returned share memory"
         for tensor, wanted in zip(step.tensors(), copied.tensors(), strict=True):
             assert torch.equal(tensor, wanted), "a returned tensor shares memory with the environment or a later step"
+
+
+def _check_advance(make_fn: Callable[[], Any], steps: int) -> None:
+    """Stepped by `advance`, part by part, an environment gives what `step` gives."""
+    env = make_fn()
+    _, record = play(env, steps, seed=4)
+    env.close()
+    env = make_fn()
+    env.reset(seed=4)
+    parts = list(env.parts)
+    sizes = [part.num_envs for part in parts]
+    assert sum(sizes) == env.num_envs, "the parts are not all environments"
+    states = [part.state for part in parts]
+    assert all(state == () for state in states) or env.pure, "an environment that is not pure shows a state"
+    for wanted in record:
+        given = []
+        for number, action in enumerate(wanted.action.split(sizes)):
+            noise = parts[number].draw_noise(1)[0]
+            assert noise.shape[0] == sizes[number], "draw_noise has not a row for each environment"
+            before = states[number]
+            states[number], step = parts[number].advance(before, action, noise)
+            given.append(step)
+            if env.pure:
+                _, again = parts[number].advance(before, action, noise)
+                assert torch.equal(again.obs, step.obs), "advance is not a pure function: it gives other numbers again"
+        for name in ("obs", "reward", "terminated", "truncated", "final_obs"):
+            together = torch.cat([getattr(step, name) for step in given])
+            assert torch.equal(together, getattr(wanted, name)), f"advance gives another {name} than step"
+        if env.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP:
+            together = torch.cat([step.valid for step in given])
+            assert torch.equal(together, wanted.valid), "advance gives another valid than step"
+        else:
+            assert all(step.valid is None for step in given), "advance tells of reset rows where there are none"
+    env.close()
 
 
 def _check_seeding(make_fn: Callable[[], Any], steps: int) -> None:

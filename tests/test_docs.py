@@ -21,9 +21,8 @@ from pathlib import Path
 
 import pytest
 
-from ppo_fast.engine import speed
-from ppo_fast.pictures import curves
 from ppo_fast.run import cli, health
+from ppo_fast.train import Args
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted((ROOT / "docs").glob("*.md"))
@@ -69,10 +68,6 @@ def here(place: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.chdir(place)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("HOME", str(place))
-    # What ends a run takes longer than all the rest of one so short, and has tests of its own.
-    monkeypatch.setattr(curves, "plot_curves", lambda folder, rows: True)
-    monkeypatch.setattr(speed, "of_run", lambda *_: {})
-    monkeypatch.setattr(speed, "lines", lambda report: [])
     return place
 
 
@@ -189,6 +184,8 @@ def flag_table(kind: type) -> str:
     for field, text in zip(body.body, body.body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):
             assert isinstance(field.target, ast.Name) and isinstance(text.value, ast.Constant)
+            if field.target.id not in defaults:  # a ClassVar is no flag
+                continue
             value = defaults[field.target.id]
             shown = " ".join(map(str, value)) if isinstance(value, tuple) else str(value)
             name, meaning = field.target.id.replace("_", "-"), str(text.value.value).replace("|", "\\|")
@@ -198,8 +195,6 @@ def flag_table(kind: type) -> str:
 
 def with_flag_tables(text: str) -> str:
     """A page with its tables of flags as the programs have them now."""
-    from ppo_fast.train import Args
-
     kinds = {"train": Args, "runs": cli.RunFlags}
     return TABLE.sub(lambda found: found[1] + flag_table(kinds[found[2]]) + found[3], text)
 

@@ -17,6 +17,7 @@ from ppo_fast import envs as environments, evaluate as program
 from ppo_fast.evaluate import Args, evaluate, figures_of
 from ppo_fast.run import checkpoint, cli
 from ppo_fast.run.play import Episodes
+from ppo_fast.run.policy import load_policy, save_policy
 from ppo_fast.train import Args as TrainArgs, train
 
 TINY = TrainArgs(
@@ -166,9 +167,9 @@ def test_a_window(run, monkeypatch, capsys):
 
 def altered(folder: Path, target: Path, **facts) -> Path:
     """A copy of the policy with other facts; None takes one away."""
-    weights, known = checkpoint.load_policy(folder)
+    weights, known = load_policy(folder)
     known = {key: value for key, value in (known | facts).items() if value is not None}
-    return checkpoint.save_policy(target, weights, known)
+    return save_policy(target, weights, known)
 
 
 @pytest.mark.parametrize(
@@ -212,8 +213,8 @@ def test_a_program_is_found_by_the_name_in_the_file(run, tmp_path, monkeypatch, 
 
     module.Args, module.Agent = TrainArgs, Agent  # pyright: ignore[reportAttributeAccessIssue]
     monkeypatch.setitem(sys.modules, "ppo_fast.train_right", module)
-    facts = checkpoint.load_policy(run[0])[1] | {"program": "ppo_fast.train_right"}
-    checkpoint.save_policy(tmp_path, {"weight": torch.ones(1)}, facts)
+    facts = load_policy(run[0])[1] | {"program": "ppo_fast.train_right"}
+    save_policy(tmp_path, {"weight": torch.ones(1)}, facts)
     assert evaluate(Args(run=str(tmp_path), policy="greedy"))["greedy"]["max_return"] <= 11
 
 

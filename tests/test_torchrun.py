@@ -18,7 +18,6 @@ from typing import Any
 
 import pytest
 import torch
-from ppo_fast.engine.distributed import Ranks
 from victims import (
     BATCH,
     REPOSITORY,
@@ -40,7 +39,8 @@ from victims import (
 from ppo_fast import replay, train as program
 from ppo_fast.algorithm import normalize, ppo
 from ppo_fast.engine import capture, crew
-from ppo_fast.run import checkpoint
+from ppo_fast.engine.distributed import Ranks
+from ppo_fast.run import checkpoint, find
 
 Pair = tuple[Forge, Forge]
 
@@ -387,7 +387,7 @@ def lose_a_rank(pair: Pair, root: Path, victim: int, pause: float) -> float:
         for rank in ranks:
             rank.send(signal.SIGKILL)
             rank.wait()
-    _, payload, skipped = checkpoint.latest(only_run(root) / "checkpoints")
+    _, payload, skipped = find.latest(only_run(root) / "checkpoints")
     written, torn = whole_rows(only_run(root))
     assert skipped == [] and torn <= 1
     assert len(written) * BATCH - payload["progress"]["global_step"] <= 2 * BATCH

@@ -18,9 +18,9 @@ from odd_envs import LENGTH
 from torch import Tensor
 
 from ppo_fast import envs as environments, train as program
-from ppo_fast.pictures import curves
-from ppo_fast.run import checkpoint
+from ppo_fast.pictures import panels
 from ppo_fast.run.play import play
+from ppo_fast.run.policy import load_policy
 from ppo_fast.run.tracking import read_metrics
 from ppo_fast.train import Agent, Args, train
 
@@ -99,7 +99,7 @@ def run_here(root: Path, args: Args = TINY, **changes: Any) -> tuple[list[dict[s
     """Rows of metrics, weights and result of a run in this process."""
     result = train(replace(args, run_root=str(root / "runs"), **changes))
     folder = max((root / "runs").iterdir(), key=lambda path: path.stat().st_mtime_ns)
-    return read_metrics(folder), checkpoint.load_policy(folder)[0], result
+    return read_metrics(folder), load_policy(folder)[0], result
 
 
 def timeless(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -134,7 +134,7 @@ def assert_complete(folder: Path, line: str) -> None:
         assert math.isfinite(result[f"eval/{name}"]) and math.isfinite(result[f"eval/sampled_{name}"])
 
     assert (folder / "curves.png").read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    weights, meta = checkpoint.load_policy(folder)
+    weights, meta = load_policy(folder)
     agent = Agent(environments.make(config["env_id"], 1), Args(**{f.name: config[f.name] for f in fields(Args)}))
     agent.load_state_dict(weights)
     assert sum(x.numel() for x in agent.parameters()) == config["parameters"]
@@ -237,7 +237,7 @@ def test_a_signal_stops_a_run_cleanly(name: str, status: int, tmp_path: Path) ->
     result, rows = json.loads((folder / "result.json").read_text()), read_metrics(folder)
     assert result["stopped"] == name and result["global_step"] == rows[-1]["global_step"] > 0
     assert not any(key.startswith("eval/") for key in result)
-    assert (folder / "curves.png").exists() and checkpoint.load_policy(folder)[0]
+    assert (folder / "curves.png").exists() and load_policy(folder)[0]
     assert str(folder.relative_to(tmp_path)) in out
 
 
@@ -496,7 +496,7 @@ def test_a_picture_that_fails_in_its_process_is_drawn_in_this_one(
             raise OSError("no font")
         (folder / "curves.png").write_text(str(len(rows)))
 
-    monkeypatch.setattr(curves, "plot_curves", draw)
+    monkeypatch.setattr(panels, "plot_curves", draw)
     result = train(replace(TINY, run_root=str(tmp_path), eval_episodes=1))
     (folder,) = tmp_path.iterdir()
     assert result["eval/episodes"] == 1 and (folder / "result.json").exists()

@@ -17,9 +17,10 @@ from typing import Any
 
 import torch
 
-from ppo_fast.run import checkpoint
+from ppo_fast.run import find
 
-REPOSITORY = Path(__file__).parents[1]
+TESTS = Path(__file__).parent
+REPOSITORY = TESTS.parent
 # Small and quick, but with all that a resume has to bring back.
 SMALL = (
     *("--num-envs", "4", "--num-steps", "4", "--update-epochs", "2", "--num-minibatches", "2"),
@@ -33,9 +34,9 @@ import ctypes, json, os, signal, sys, traceback
 import torch
 from ppo_fast import train
 from ppo_fast.engine import capture
-from ppo_fast.run import cli, session
-session.speed.of_run = session.speed.lines = lambda *_: []  # half a second each, and tested elsewhere
-session.curves.plot_curves = lambda *_: None
+from ppo_fast.run import cli
+import short_end
+short_end.leave_out(setattr)
 torch.set_num_threads(1)  # a forked child would wait for threads that only its parent has
 def die_with_parent():
     if sys.platform == "linux":
@@ -106,7 +107,7 @@ class Forge:
             stdout=subprocess.PIPE,
             text=True,
             cwd=folder,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPOSITORY), **env},
+            env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{TESTS}", **env},
         )
         assert self.process.stdout is not None and self.process.stdout.readline() == "ready\n"
 
@@ -174,7 +175,7 @@ def whole_rows(run: Path) -> tuple[list[dict[str, Any]], int]:
 
 def newest(run: Path) -> dict[str, Any]:
     """The contents of a run's newest checkpoint."""
-    return checkpoint.latest(run / "checkpoints")[1]
+    return find.latest(run / "checkpoints")[1]
 
 
 # What two runs that end alike may differ in: how long they took and how they were asked for. Python's own generator is

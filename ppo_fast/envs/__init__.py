@@ -8,33 +8,32 @@
     info["_final_obs"]  (N,)     bool, where an episode ended
     info["valid"]       (N,)     bool, False for the reset row of a NEXT_STEP environment: never an experience
 
+A training program steps it by `advance`, which looks the same for tensor environments, whose steps are pure functions
+of their state, and for host environments, which keep theirs (see contract.py):
+
+    noise = envs.draw_noise(T)                                  (T, N, ...)
+    state, step = envs.advance(state, actions, noise[t])        from envs.state on; step is a Step, with names
+
+`pure` says which of the two it is. `parts` are the environments that step together, each with `advance`, `draw_noise`,
+`state` and `num_envs` of its own: one part, or a few where they are made in groups, to be stepped side by side.
+
 Discrete actions start at 0 and are (N,); MultiDiscrete and Box actions are flat, (N, A), and Box actions are clipped
 to their bounds. Observations are float32; discrete ones one-hot, dicts and tuples flattened. Where an environment tells
 which of its n discrete actions are allowed, `mask_size` is n and the last n columns of its flat observations say so (1
 allowed, 0 not); elsewhere `mask_size` is 0.
+
+`columns` says where the parts of a flattened observation are: a slice for each key of a Dict, which Gymnasium flattens
+in sorted order, so that a policy can look at `obs[..., envs.columns["pose"]]`. Nested keys are joined by dots,
+"arm.pose", and the outer one, "arm", stands for all that it holds. A Tuple's parts are "0", "1", ...; an action mask is
+"action_mask". It is empty for an observation without parts.
 """
 
-import contextlib
-import difflib
-import importlib
-import inspect
-from collections.abc import Callable
-from functools import partial
-from typing import Any
-
-import gymnasium
-import torch
-from gymnasium import error
-from gymnasium.envs.registration import EnvSpec
-from gymnasium.vector import VectorEnv
-
-from ppo_fast.envs import envpool
 from ppo_fast.envs.contract import Environments, Part, State, Step
+from ppo_fast.envs.factory import BACKENDS, available_backends, make
+from ppo_fast.envs.faults import EnvironmentFault
 from ppo_fast.envs.groups import HostGroups, take_turns
-from ppo_fast.envs.host import EnvironmentFault, HostVectorEnv
-from ppo_fast.envs.singles import SingleVectorEnv, find_kind
+from ppo_fast.envs.host import HostVectorEnv
 from ppo_fast.envs.tensor import TensorVectorEnv
-from ppo_fast.envs.workers import WorkerVectorEnv
 
 __all__ = [
     "BACKENDS",
@@ -50,267 +49,3 @@ __all__ = [
     "make",
     "take_turns",
 ]
-
-BACKENDS = ("auto", "tensor", "entry_point", "sync", "async", "envpool")
-
-# Gymnasium's JAX vector environments drop the transition of every environment whenever one of them ends (seen in
-# 1.4.0), so `auto` passes them over; naming the backend still uses them.
-_FAULTY_ENTRY_POINTS = ("gymnasium.envs.phys2d.", "gymnasium.envs.tabular.")
-
-# Which extra of ppo_fast brings what an entry point needs.
-_EXTRAS = {"gymnasium.envs.box2d": "box2d", "gymnasium.envs.mujoco": "mujoco"}
-
-
-def make(
-    env_id: str,
-    num_envs: int,
-    device: torch.device | str = "cpu",
-    backend: str = "auto",
-    *,
-    timeout: float = 60.0,
-    num_workers: int | None = None,
-    groups: int = 1,
-    **env_kwargs: Any,
-) -> TensorVectorEnv | HostVectorEnv | HostGroups:
-    """Make N environments behind the contract above.
-
-    `auto` takes the first of these that exists and takes `env_kwargs`: a tensor environment, a registered vector
-    entry point, sync. It never takes async, which needs a second CPU and a step that takes longer than a message to a
-    worker, about 0.1 ms. It takes envpool only for an id that gymnasium does not know and envpool does: where both
-    have an id, the environments differ in their rounding, their random numbers and sometimes their observations.
-
-    Args:
-        env_id: a gymnasium id, `module:Env-v0` imports the module first, which registers the id; or one of envpool's.
-        num_envs: N.
-        device: where tensors are returned.
-        backend: one of BACKENDS.
-        timeout: async only: seconds that one environment may take for a step, a reset or its start; a worker beyond
-            it is a fault.
-        num_workers: async only: processes, each with a block of environments; None for one on each usable CPU.
-        groups: async and envpool only: parts that step by turns (HostGroups), each with workers or threads of its own.
-        env_kwargs: for the environment, e.g. `max_episode_steps`; `render_mode` needs the sync or envpool backend, and
-            `auto` picks sync then.
-
-    Returns:
-        An environment with the attributes `backend` (the choice made), `device`, `spec_id` (env_id), `num_envs`,
-        `mask_size`, `single_observation_space` (Box) and `single_action_space` (Discrete, MultiDiscrete or Box). Those
-        of sync, async and envpool have `restart`, and raise EnvironmentFault where they know which one failed.
-
-    Raises:
-        ValueError: naming --env-id, --num-envs, --backend or --env-groups, in one line.
-        EnvironmentFault: when an environment raises, dies or hangs while it is made in a worker.
-    """
-    if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
-        raise ValueError(f"--num-envs: must be a whole number of at least 1, got {num_envs}")
-    if backend not in BACKENDS:
-        raise ValueError(f"--backend: no backend {backend!r}; choose from {', '.join(BACKENDS)}")
-    how = (torch.device(device), backend, timeout, num_workers, env_kwargs)
-    if groups == 1:
-        return _make_one(env_id, num_envs, *how)
-    if backend not in ("async", "envpool"):
-        raise ValueError(f"--env-groups: needs --backend async or envpool, which step beside the policy, not {backend}")
-    if groups > num_envs:
-        raise ValueError(f"--env-groups: {num_envs} environments can't be parted into {groups} groups")
-    made: list[Any] = []
-    with contextlib.ExitStack() as stack:
-        for number in range(groups):
-            made.append(_make_one(env_id, num_envs // groups + (number < num_envs % groups), *how))
-            stack.callback(made[-1].close)
-        stack.pop_all()
-    return HostGroups(made)
-
-
-def _make_one(
-    env_id: str,
-    num_envs: int,
-    device: torch.device,
-    backend: str,
-    timeout: float,
-    num_workers: int | None,
-    env_kwargs: dict[str, Any],
-) -> TensorVectorEnv | HostVectorEnv:
-    """One group, all checked but the id and the backend's fitness for it."""
-    if backend == "envpool" and not envpool.installed():
-        raise ValueError('--backend: envpool needs a package that is missing; pip install "ppo_fast[envpool]"')
-    spec = _find_spec(env_id)
-    if backend == "envpool" or (backend == "auto" and spec is None):
-        return _make_envpool(spec, env_id, num_envs, device, env_kwargs)
-    if spec is None:
-        raise ValueError(f"--backend: {env_id} has no {backend} backend; it has envpool")
-    backend = _choose(spec, env_id, backend, env_kwargs)
-    try:
-        if backend == "tensor":
-            env = _make_tensor(spec, num_envs, device, env_kwargs)
-            env.spec_id = env_id
-            return env
-        remake = _remaker(spec, env_id, num_envs, backend, env_kwargs, timeout, num_workers)
-        return _adapt(remake, device, backend, env_id)
-    except (error.DependencyNotInstalled, ImportError) as problem:
-        raise ValueError(f"--env-id: {env_id} needs a package that is missing; {_remedy(spec, problem)}") from problem
-    except error.Error as problem:
-        raise ValueError(f"--env-id: {env_id} can't be made: {_first_line(problem)}") from problem
-
-
-def available_backends(env_id: str) -> tuple[str, ...]:
-    """The backends that `env_id` has, in the order in which `auto` would take them, without "auto".
-
-    Raises:
-        ValueError: naming --env-id, when there is no such environment.
-    """
-    spec = _find_spec(env_id)
-    found = [] if spec is None else _registered_backends(spec)
-    return (*found, "envpool") if env_id in envpool.all_ids() else tuple(found)
-
-
-def _registered_backends(spec: EnvSpec) -> list[str]:
-    """The backends that gymnasium's registry offers."""
-    found = []
-    if _tensor_spec(spec) is not None:
-        found.append("tensor")
-    if spec.vector_entry_point is not None and not spec.id.startswith("ppo_fast/") and _tensor_spec(spec) is not spec:
-        found.append("entry_point")
-    if spec.entry_point is not None:
-        found += ["sync", "async"]
-    return found
-
-
-def _choose(spec: EnvSpec, env_id: str, backend: str, env_kwargs: dict[str, Any]) -> str:
-    """The backend to use; see make()."""
-    available = _registered_backends(spec)
-    if backend != "auto":
-        if backend not in available:
-            available = available_backends(env_id)
-            raise ValueError(f"--backend: {env_id} has no {backend} backend; it has {', '.join(available)}")
-        if backend in ("tensor", "entry_point") and not _takes(_creator(spec, backend), env_kwargs):
-            raise ValueError(f"--backend: {backend} {env_id} does not take {', '.join(env_kwargs)}; use sync")
-        return backend
-    if "render_mode" in env_kwargs and "sync" in available:
-        return "sync"
-    if "tensor" in available and _takes(_creator(spec, "tensor"), env_kwargs):
-        return "tensor"
-    faulty = str(spec.vector_entry_point).startswith(_FAULTY_ENTRY_POINTS)
-    if "entry_point" in available and not faulty and _takes(_creator(spec, "entry_point"), env_kwargs):
-        return "entry_point"
-    return "sync" if "sync" in available else available[0]
-
-
-def _find_spec(env_id: str) -> EnvSpec | None:
-    """Gymnasium's spec, or None where only envpool knows the id."""
-    module, _, name = env_id.rpartition(":")
-    if module:
-        try:
-            importlib.import_module(module)
-        except ImportError as problem:
-            raise ValueError(f"--env-id: can't import {module!r} of {env_id!r}: {_first_line(problem)}") from problem
-    spec = gymnasium.registry.get(name)
-    if spec is not None:
-        return spec
-    pools = envpool.all_ids()
-    if env_id in pools:
-        return None
-    known = {candidate for candidate in gymnasium.registry if not candidate.startswith("ppo_fast/")}
-    near = difflib.get_close_matches(name, sorted(known.union(pools)), n=3)
-    if near:
-        raise ValueError(f"--env-id: no environment {env_id!r}; did you mean {' or '.join(near)}?")
-    raise ValueError(f"--env-id: no environment {env_id!r}; ids of other packages are written module:Env-v0")
-
-
-def _tensor_spec(spec: EnvSpec) -> EnvSpec | None:
-    """The spec whose vector entry point is a tensor environment of `spec`: our own twin of it, or itself."""
-    twin = gymnasium.registry.get(f"ppo_fast/{spec.id}")
-    if twin is not None:
-        return twin
-    try:
-        creator = _load(spec.vector_entry_point)
-    except ImportError:
-        return None
-    return spec if isinstance(creator, type) and issubclass(creator, TensorVectorEnv) else None
-
-
-def _creator(spec: EnvSpec, backend: str) -> Any:
-    """What is called with the environment's arguments, or None where it can't be imported: making it will tell why."""
-    chosen = _tensor_spec(spec) if backend == "tensor" else spec
-    try:
-        return None if chosen is None else _load(chosen.vector_entry_point)
-    except ImportError:
-        return None
-
-
-def _load(entry_point: str | Callable | None) -> Any:
-    if not isinstance(entry_point, str):
-        return entry_point
-    module, _, name = entry_point.partition(":")
-    return getattr(importlib.import_module(module), name)
-
-
-def _takes(creator: Any, env_kwargs: dict[str, Any]) -> bool:
-    """Whether all of `env_kwargs` are parameters of `creator`."""
-    if creator is None:
-        return True
-    parameters = inspect.signature(creator).parameters
-    return any(p.kind is p.VAR_KEYWORD for p in parameters.values()) or all(name in parameters for name in env_kwargs)
-
-
-def _make_tensor(spec: EnvSpec, num_envs: int, device: torch.device, env_kwargs: dict[str, Any]) -> TensorVectorEnv:
-    tensor_spec = _tensor_spec(spec)
-    assert tensor_spec is not None
-    env = gymnasium.make_vec(
-        tensor_spec.id, num_envs, vectorization_mode="vector_entry_point", device=device, **env_kwargs
-    )
-    assert isinstance(env, TensorVectorEnv)
-    return env
-
-
-def _make_envpool(
-    spec: EnvSpec | None, env_id: str, num_envs: int, device: torch.device, env_kwargs: dict[str, Any]
-) -> HostVectorEnv:
-    if env_id not in envpool.all_ids():
-        found = [] if spec is None else _registered_backends(spec)
-        raise ValueError(f"--backend: {env_id} has no envpool backend; it has {', '.join(found)}")
-    return _adapt(lambda: envpool.EnvPoolVectorEnv(env_id, num_envs, **env_kwargs), device, "envpool", env_id)
-
-
-def _adapt(remake: Callable[[], VectorEnv], device: torch.device, backend: str, env_id: str) -> HostVectorEnv:
-    envs = remake()
-    try:
-        return HostVectorEnv(envs, device, backend, env_id, remake)
-    except ValueError:
-        envs.close()
-        raise
-
-
-def _remaker(
-    spec: EnvSpec,
-    env_id: str,
-    num_envs: int,
-    backend: str,
-    env_kwargs: dict[str, Any],
-    timeout: float,
-    num_workers: int | None,
-) -> Callable[[], VectorEnv]:
-    """What makes the environments of a host backend, as often as it is called."""
-    if backend == "entry_point":
-        return partial(gymnasium.make_vec, spec.id, num_envs, vectorization_mode="vector_entry_point", **env_kwargs)
-
-    if str(spec.entry_point).startswith("gymnasium.envs.mujoco"):
-        with contextlib.suppress(ImportError):  # so that find_kind can keep it quiet; gymnasium tells what is missing
-            importlib.import_module("mujoco")
-    # The spec, not its id: in a process that is not forked nobody has registered the id.
-    make_env = partial(gymnasium.make, spec, disable_env_checker=True, **env_kwargs)
-    kind = find_kind(make_env, env_id)
-    makers = [make_env] * num_envs
-    if backend == "async":
-        return partial(WorkerVectorEnv, makers, kind, num_workers, timeout)
-    return partial(SingleVectorEnv, makers, kind)
-
-
-def _remedy(spec: EnvSpec, problem: Exception) -> str:
-    """How to get the missing package."""
-    for prefix, extra in _EXTRAS.items():
-        if str(spec.entry_point).startswith(prefix):
-            return f'pip install "ppo_fast[{extra}]"'
-    return _first_line(problem)
-
-
-def _first_line(problem: Exception) -> str:
-    return (str(problem).strip() or type(problem).__name__).splitlines()[0]

@@ -6,17 +6,17 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from ppo_fast.envs.tensor import State, TensorVectorEnv
+from ppo_fast.envs.tensor import State, TensorVectorEnv, Transition
 
-GRAVITY = 9.8
-POLE_MASS = 0.1
-TOTAL_MASS = 1.1
-POLE_HALF_LENGTH = 0.5
+GRAVITY = 9.8  # m/s²
+POLE_MASS = 0.1  # kg
+TOTAL_MASS = 1.1  # kg, of cart and pole
+POLE_HALF_LENGTH = 0.5  # m
 POLE_SHARE = POLE_MASS / TOTAL_MASS * POLE_HALF_LENGTH
-FORCE = 10.0
+FORCE = 10.0  # N
 TIME_STEP = 0.02  # seconds
-ANGLE_LIMIT = 12 * 2 * math.pi / 360
-POSITION_LIMIT = 2.4
+ANGLE_LIMIT = 12 * 2 * math.pi / 360  # rad
+POSITION_LIMIT = 2.4  # m
 
 
 class TensorCartPole(TensorVectorEnv):
@@ -50,16 +50,23 @@ class TensorCartPole(TensorVectorEnv):
         """The physics itself."""
         return state[0]
 
-    def transition(
-        self, state: State, action: torch.Tensor, noise: torch.Tensor
-    ) -> tuple[State, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def transition(self, state: State, action: torch.Tensor, noise: torch.Tensor) -> Transition:
         """One explicit Euler step; action (N,) 1 pushes right, all else left."""
         physics, elapsed = state  # (N, 4), (N,)
         _, x_dot, theta, theta_dot = physics.unbind(-1)
         force = torch.where(action == 1, FORCE, -FORCE).to(physics.dtype)
         cos, sin = torch.cos(theta), torch.sin(theta)
 
-        # addcmul(a, b, c, value=k) is a + k·b·c: half as many operations, each of which costs more than its numbers.
+        # The equations, with m and M the mass of the pole and of all, l half the pole's length, x the position, θ the
+        # angle; θ' and x' are velocities, θ'' and x'' accelerations:
+        #
+        #     temp = (force + m l θ'² sin θ) / M
+        #     θ''  = (g sin θ - cos θ temp) / (l (4/3 - m cos² θ / M))
+        #     x''  = temp - m l θ'' cos θ / M
+        #
+        # and each of x, x', θ, θ' grows by its rate times TIME_STEP. Below, POLE_SHARE is m l / M, addcmul(a, b, c,
+        # value=k) is a + k b c, and rsub(a, b, alpha=k) is b - k a: half as many operations, each of which costs more
+        # than its numbers.
         temp = torch.addcmul(force, theta_dot.square(), sin, value=POLE_MASS * POLE_HALF_LENGTH) / TOTAL_MASS
         inertia = torch.rsub(cos.square(), POLE_HALF_LENGTH * 4 / 3, alpha=POLE_SHARE)
         theta_acc = torch.addcmul(GRAVITY * sin, cos, temp, value=-1) / inertia

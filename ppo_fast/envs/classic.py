@@ -10,9 +10,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
-from ppo_fast.envs.tensor import State, TensorVectorEnv
-
-Transition = tuple[State, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
+from ppo_fast.envs.tensor import State, TensorVectorEnv, Transition
 
 
 class _MountainCarTrack(TensorVectorEnv):
@@ -20,9 +18,19 @@ class _MountainCarTrack(TensorVectorEnv):
 
     reset_noise_size = 1
     goal_position: float
-    MIN_POSITION, MAX_POSITION, MAX_SPEED, SLOPE = -1.2, 0.6, 0.07, 0.0025
+    MIN_POSITION = -1.2
+    MAX_POSITION = 0.6
+    MAX_SPEED = 0.07
+    SLOPE = 0.0025
 
-    def __init__(self, num_envs, max_episode_steps, goal_velocity, action_space, device) -> None:
+    def __init__(
+        self,
+        num_envs: int,
+        max_episode_steps: int,
+        goal_velocity: float,
+        action_space: spaces.Discrete | spaces.Box,
+        device: torch.device | str,
+    ) -> None:
         low = np.array([self.MIN_POSITION, -self.MAX_SPEED], dtype=np.float32)
         high = np.array([self.MAX_POSITION, self.MAX_SPEED], dtype=np.float32)
         super().__init__(num_envs, max_episode_steps, spaces.Box(low, high), action_space, device)
@@ -108,7 +116,10 @@ class TensorAcrobot(TensorVectorEnv):
 
     spec_id = "Acrobot-v1"
     reset_noise_size = 4
-    MAX_SPEED_1, MAX_SPEED_2, TIME_STEP, GRAVITY = 4 * math.pi, 9 * math.pi, 0.2, 9.8
+    MAX_SPEED_1 = 4 * math.pi  # rad/s
+    MAX_SPEED_2 = 9 * math.pi  # rad/s
+    TIME_STEP = 0.2  # seconds
+    GRAVITY = 9.8  # m/s²
 
     def __init__(self, num_envs: int = 1, max_episode_steps: int = 500, device: torch.device | str = "cpu") -> None:
         high = np.array([1, 1, 1, 1, self.MAX_SPEED_1, self.MAX_SPEED_2], dtype=np.float32)
@@ -135,13 +146,16 @@ class TensorAcrobot(TensorVectorEnv):
         k4 = self._derivative(physics + step * k3, torque)
         theta1, theta2, speed1, speed2 = (physics + step / 6 * (k1 + 2 * k2 + 2 * k3 + k4)).unbind(-1)
 
-        theta1, theta2 = _wrap(theta1), _wrap(theta2)
+        theta1 = _wrap(theta1)
+        theta2 = _wrap(theta2)
         speed1 = speed1.clamp(-self.MAX_SPEED_1, self.MAX_SPEED_1)
         speed2 = speed2.clamp(-self.MAX_SPEED_2, self.MAX_SPEED_2)
-        state = torch.stack((theta1, theta2, speed1, speed2), dim=-1), elapsed + 1
+        physics = torch.stack((theta1, theta2, speed1, speed2), dim=-1)
+        elapsed = elapsed + 1
+        state = (physics, elapsed)
         terminated = -torch.cos(theta1) - torch.cos(theta2 + theta1) > 1.0
         reward = terminated.to(physics.dtype) - 1
-        return state, self.observation(state), reward, terminated, state[1] >= self.max_episode_steps
+        return state, self.observation(state), reward, terminated, elapsed >= self.max_episode_steps
 
     def _derivative(self, physics: torch.Tensor, torque: torch.Tensor) -> torch.Tensor:
         """Time derivative (N, 4) of the physics.
@@ -171,7 +185,9 @@ class TensorPendulum(TensorVectorEnv):
 
     spec_id = "Pendulum-v1"
     reset_noise_size = 2
-    MAX_SPEED, MAX_TORQUE, TIME_STEP = 8.0, 2.0, 0.05
+    MAX_SPEED = 8.0  # rad/s
+    MAX_TORQUE = 2.0
+    TIME_STEP = 0.05  # seconds
 
     def __init__(
         self,
@@ -204,9 +220,11 @@ class TensorPendulum(TensorVectorEnv):
         cost = _wrap(theta).square() + 0.1 * speed.square() + 0.001 * torque.square()
         speed = speed + (1.5 * self.g * torch.sin(theta) + 3 * torque) * self.TIME_STEP
         speed = speed.clamp(-self.MAX_SPEED, self.MAX_SPEED)
-        state = torch.stack((theta + speed * self.TIME_STEP, speed), dim=-1), elapsed + 1
+        physics = torch.stack((theta + speed * self.TIME_STEP, speed), dim=-1)
+        elapsed = elapsed + 1
+        state = (physics, elapsed)
         terminated = torch.zeros_like(elapsed, dtype=torch.bool)
-        return state, self.observation(state), -cost, terminated, state[1] >= self.max_episode_steps
+        return state, self.observation(state), -cost, terminated, elapsed >= self.max_episode_steps
 
 
 def _wrap(angle: torch.Tensor) -> torch.Tensor:

@@ -56,6 +56,12 @@ class Environments(Part, Protocol):
     """What every environment offers beside gymnasium's `reset`, `step` and `close`."""
 
     pure: bool  # whether `advance` is a pure function of tensors, which can be compiled, captured and replayed
+    mask_size: int  # n where the last n columns of an observation are an action mask, else 0
+
+    @property
+    def columns(self) -> dict[str, slice]:
+        """Which columns of a flattened observation belong to which of its keys (see ppo_fast.envs)."""
+        ...
 
     @property
     def parts(self) -> Sequence[Part]:

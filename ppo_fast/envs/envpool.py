@@ -7,18 +7,20 @@ rows that were reset; lower bounds of some spaces are the smallest positive numb
 The package is imported when a pool or a list is asked for. Letters: N envs, S observation shape.
 """
 
-import os
+import contextlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
 
-from ppo_fast.envs.spaces import ObservationEncoder, own_mask_length
+from ppo_fast.envs.encoded import EncodedVectorEnv, HostStep
+from ppo_fast.envs.masks import mask_in_observation
+from ppo_fast.envs.spaces import ObservationEncoder
+from ppo_fast.envs.workers import usable_cpus
+from ppo_fast.names import first_line
 
 # envpool's own "no limit".
 _UNLIMITED = 2**31 - 1
@@ -38,11 +40,10 @@ def all_ids() -> list[str]:
     return envpool.list_all_envs()
 
 
-class EnvPoolVectorEnv(VectorEnv):
-    """N environments of an envpool pool: SAME_STEP, encoded observations (N, *S), a dense `final_obs`.
+class EnvPoolVectorEnv(EncodedVectorEnv):
+    """N environments of an envpool pool (see EncodedVectorEnv).
 
-    Two pools with equal seeds give equal trajectories, whatever the number of threads. The arrays that are returned are
-    buffers, overwritten by the next call.
+    Two pools with equal seeds give equal trajectories, whatever the number of threads.
 
     Args:
         env_id: as envpool lists it.
@@ -58,35 +59,33 @@ class EnvPoolVectorEnv(VectorEnv):
     def __init__(self, env_id: str, num_envs: int, **env_kwargs: Any) -> None:
         import envpool
 
+        self.env_id = env_id
         self._make = envpool.make_gymnasium
-        self.env_id, self.num_envs, self.render_mode = env_id, num_envs, env_kwargs.get("render_mode")
-        self.metadata = {"render_modes": ["rgb_array"], "autoreset_mode": AutoresetMode.SAME_STEP}
-        cpus = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-        self._kwargs = {"num_threads": min(num_envs, cpus), **env_kwargs}
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of gymnasium, about the rounded bounds of envpool's spaces
+        self._kwargs = {"num_threads": min(num_envs, usable_cpus()), **env_kwargs}
+        with _rounded_bounds():
             try:
                 spec: Any = envpool.make_spec(env_id, num_envs=num_envs, **self._kwargs)
             except (TypeError, ValueError, AssertionError, RuntimeError) as problem:
-                line = (str(problem).strip() or type(problem).__name__).splitlines()[0]
-                raise ValueError(f"--backend: envpool can't make {env_id}: {line}") from problem
-            observation_space, action_space = spec.gymnasium_observation_space, spec.gymnasium_action_space
+                raise ValueError(f"--backend: envpool can't make {env_id}: {first_line(problem)}") from problem
+            observation_space = spec.gymnasium_observation_space
+            action_space = spec.gymnasium_action_space
         if getattr(spec.config, "max_num_players", 1) > 1:
             raise ValueError(f"--env-id: {env_id} is for several players; supported is one")
-        self.mask_size = own_mask_length(observation_space, action_space)
-        self._encoder = ObservationEncoder(_open_bounds(observation_space), env_id, self.mask_size)
-        self.single_observation_space, self.single_action_space = self._encoder.space, action_space
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(action_space, num_envs)
+        mask_size = mask_in_observation(observation_space, action_space)
+        encoder = ObservationEncoder(_open_bounds(observation_space), env_id, mask_size)
+        metadata = {"render_modes": ["rgb_array"]}
+        super().__init__(num_envs, encoder, action_space, metadata, env_kwargs.get("render_mode"))
         limit = spec.config.max_episode_steps
         self.max_episode_steps = limit if 0 < limit < _UNLIMITED else 0
         if self.max_episode_steps:
             # envpool would call every end at its limit a truncation. It gets one step more, and the limit is kept here.
             self._kwargs["max_episode_steps"] = limit + 1
-        shape = (num_envs, *self.single_observation_space.shape)
-        self._obs, self._final_obs = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
+        shape = (num_envs, *encoder.space.shape)
+        self._obs = np.zeros(shape, np.float32)
+        self._final_obs = np.zeros(shape, np.float32)
         self._elapsed = np.zeros(num_envs, np.int64)
         self._pool: Any = None
+        # The seeds of a pool that was reset and not stepped since.
         self._fresh_from: list[int] | None = None
 
     def reset(
@@ -98,22 +97,17 @@ class EnvPoolVectorEnv(VectorEnv):
         each for those of dm_control.
         """
         mask = (options or {}).get("reset_mask")
-        seeds = None if seed is None else [seed + i for i in range(self.num_envs)] if isinstance(seed, int) else [*seed]
+        seeds = self._seeds(seed)
         if seeds is not None and seeds == self._fresh_from:
             return self._obs, {}
         if seeds is not None or self._pool is None:
-            entropy = np.random.SeedSequence().generate_state(self.num_envs) >> 1
-            self._close_pool()
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")  # as above
-                self._pool = self._make(self.env_id, num_envs=self.num_envs, seed=seeds or entropy, **self._kwargs)
-                _ = self._pool.observation_space  # made when it is first looked at
+            self._new_pool(seeds)
             mask = None
         self._restart(np.ones(self.num_envs, bool) if mask is None else mask)
         self._fresh_from = seeds
         return self._obs, {}
 
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    def step(self, actions: np.ndarray) -> HostStep:
         """Step all with actions (N, ...)."""
         self.step_async(actions)
         return self.step_wait()
@@ -123,10 +117,10 @@ class EnvPoolVectorEnv(VectorEnv):
         self._fresh_from = None
         self._pool.send(actions)
 
-    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    def step_wait(self) -> HostStep:
         """What `step` returns, once every environment has stepped."""
         obs, reward, terminated, truncated, _ = self._pool.recv()
-        self._encoder.write(obs, self._obs)
+        self.encoder.write(obs, self._obs)
         self._elapsed += 1
         if self.max_episode_steps:
             truncated = truncated | (self._elapsed >= self.max_episode_steps)
@@ -145,11 +139,27 @@ class EnvPoolVectorEnv(VectorEnv):
         """Close the pool."""
         self._close_pool()
 
+    def _seeds(self, seed: int | Sequence[int] | None) -> list[int] | None:
+        """One seed for each environment; a number is the first one's, from which the others count on."""
+        if seed is None:
+            return None
+        if isinstance(seed, int):
+            return list(range(seed, seed + self.num_envs))
+        return list(seed)
+
+    def _new_pool(self, seeds: list[int] | None) -> None:
+        """Make the pool, with these seeds or with fresh entropy."""
+        entropy = np.random.SeedSequence().generate_state(self.num_envs) >> 1
+        self._close_pool()
+        with _rounded_bounds():
+            self._pool = self._make(self.env_id, num_envs=self.num_envs, seed=seeds or entropy, **self._kwargs)
+            _ = self._pool.observation_space  # made when it is first looked at
+
     def _restart(self, mask: np.ndarray) -> None:
         """Reset the environments where mask (N,) holds, and write their observations."""
         obs, _ = self._pool.reset(np.flatnonzero(mask).astype(np.int32))
         rows = np.empty((int(mask.sum()), *self._obs.shape[1:]), np.float32)
-        self._encoder.write(obs, rows)
+        self.encoder.write(obs, rows)
         self._obs[mask] = rows
         self._elapsed[mask] = 0
 
@@ -157,6 +167,14 @@ class EnvPoolVectorEnv(VectorEnv):
         if self._pool is not None:
             self._pool.close()
         self._pool = None
+
+
+@contextlib.contextmanager
+def _rounded_bounds() -> Iterator[None]:
+    """Without gymnasium's warnings about the rounded bounds of envpool's spaces."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        yield
 
 
 def _open_bounds(space: spaces.Space) -> spaces.Space:

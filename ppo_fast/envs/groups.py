@@ -1,8 +1,7 @@
-"""HostGroups: the environments of a host backend in groups that step by turns.
+"""HostGroups: the environments of a host backend in groups, each of which steps while the policy acts for another.
 
-While the environments of one group step, in processes or threads of their own, the policy acts for another: neither
-waits for the other ("double-buffered sampling", Petrenko et al. 2020, arXiv 2006.11751). Letters: N envs, S observation
-shape, T steps.
+Neither waits for the other then ("double-buffered sampling", Petrenko et al. 2020, arXiv 2006.11751). Letters: N envs
+of all groups, n of one, S observation shape, T steps.
 """
 
 import contextlib
@@ -14,12 +13,16 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from ppo_fast.envs.contract import Part, State, Step
-from ppo_fast.envs.host import EnvironmentFault, HostVectorEnv, spread_seeds
+from ppo_fast.envs.contract import State, Step
+from ppo_fast.envs.faults import EnvironmentFault
+from ppo_fast.envs.host import HostVectorEnv, StepResult
+from ppo_fast.envs.seeds import spread_seeds
 
 
 class HostGroup:
     """One group of HostGroups as a part of its own (see contract.Part).
+
+    It may be stepped in a thread of its own. Its faults have the index among the environments of all groups.
 
     Args:
         envs: the environments of this group.
@@ -30,45 +33,78 @@ class HostGroup:
 
     def __init__(self, envs: HostVectorEnv, first: int) -> None:
         self.envs = envs
-        self.first = first
         self.num_envs = envs.num_envs
         self.device = envs.device
+        self.first = first
+        self.rows = slice(first, first + envs.num_envs)
 
     def draw_noise(self, num_steps: int) -> torch.Tensor:
-        """An empty tensor (T, N, 0): the environments draw their own random numbers."""
+        """An empty tensor (T, n, 0): the environments draw their own random numbers."""
         return self.envs.draw_noise(num_steps)
 
     def advance(self, state: State, action: torch.Tensor, noise: torch.Tensor) -> tuple[State, Step]:
-        """Step this group; as HostVectorEnv.advance, but a fault has the index among all groups' environments."""
-        try:
+        """Step this group with actions (n,) or (n, A), as HostVectorEnv.advance."""
+        with self.naming():
             return self.envs.advance(state, action, noise)
+
+    def step_async(self, actions: torch.Tensor | np.ndarray) -> None:
+        """Begin a step with actions (n,) or (n, A), as HostVectorEnv.step_async."""
+        with self.naming():
+            self.envs.step_async(actions)
+
+    def step_wait(self) -> StepResult:
+        """What a step of this group returns, as HostVectorEnv.step_wait."""
+        with self.naming():
+            return self.envs.step_wait()
+
+    @contextlib.contextmanager
+    def naming(self) -> Iterator[None]:
+        """Number a fault's environment among all."""
+        try:
+            yield
         except EnvironmentFault as fault:
             raise EnvironmentFault(self.first + fault.index, fault.reason) from fault
 
 
 class HostGroups(VectorEnv):
-    """Host vectors of one kind as one of N environments; `step_async` and `step_wait` take the number of a group.
+    """Host vectors of one kind as one of N environments.
 
     Seeds are spread over all N, so that the number of groups changes no trajectory.
 
     Args:
         groups: vectors of one environment with one backend.
+
+    Attributes:
+        parts: the groups, to be stepped by turns or each in a thread of its own.
     """
 
     pure = False
     state: State = ()
 
     def __init__(self, groups: Sequence[HostVectorEnv]) -> None:
+        self.parts: list[HostGroup] = []
+        self.num_envs = 0
+        for group in groups:
+            self.parts.append(HostGroup(group, self.num_envs))
+            self.num_envs += group.num_envs
         first = groups[0]
-        self.groups = groups
-        self.group_sizes = [group.num_envs for group in groups]
-        self.num_envs = sum(self.group_sizes)
-        self.device, self.backend, self.spec_id, self.spec = first.device, first.backend, first.spec_id, first.spec
-        self.mask_size, self.metadata, self.render_mode = first.mask_size, first.metadata, first.render_mode
+        self.device = first.device
+        self.backend = first.backend
+        self.spec_id = first.spec_id
+        self.spec = first.spec
+        self.mask_size = first.mask_size
+        self.columns = first.columns
+        self.metadata = first.metadata
+        self.render_mode = first.render_mode
         self.single_observation_space = first.single_observation_space
         self.single_action_space = first.single_action_space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
+
+    @property
+    def group_sizes(self) -> list[int]:
+        """How many environments each group has."""
+        return [part.num_envs for part in self.parts]
 
     def spread(self, seed: int | None) -> Any:
         """One seed for each environment, as HostVectorEnv.spread."""
@@ -76,49 +112,47 @@ class HostGroups(VectorEnv):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[torch.Tensor, dict]:
         """Start new episodes, where options["reset_mask"] (N,) bool is given only there: obs (N, *S), an empty info."""
-        seeds, mask, obs = self.spread(seed), (options or {}).get("reset_mask"), []
-        for number, rows in self._rows():
-            own = None if options is None else {**options, **({} if mask is None else {"reset_mask": mask[rows]})}
-            with self._naming(number):
-                obs.append(self.groups[number].reset(seed=None if seeds is None else seeds[rows], options=own)[0])
+        seeds = self.spread(seed)
+        obs = []
+        for part in self.parts:
+            part_seeds = None if seeds is None else seeds[part.rows]
+            part_options = None if options is None else dict(options)
+            if part_options is not None and part_options.get("reset_mask") is not None:
+                part_options["reset_mask"] = part_options["reset_mask"][part.rows]
+            with part.naming():
+                obs.append(part.envs.reset(seed=part_seeds, options=part_options)[0])
         return torch.cat(obs), {}
 
     def restart(self) -> torch.Tensor:
         """Close everything and make it anew, as HostVectorEnv.restart: the observations (N, *S) of fresh episodes."""
         obs = []
-        for number, group in enumerate(self.groups):
-            with self._naming(number):
-                obs.append(group.restart())
+        for part in self.parts:
+            with part.naming():
+                obs.append(part.envs.restart())
         return torch.cat(obs)
 
-    def step(
-        self, actions: torch.Tensor | np.ndarray
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
-        """Step every environment, all groups at the same time; as HostVectorEnv.step."""
-        for number, rows in self._rows():
-            self.step_async(actions[rows], number)
-        *columns, infos = zip(*(self.step_wait(number) for number in range(len(self.groups))), strict=True)
-        obs, reward, terminated, truncated = (torch.cat(column) for column in columns)
+    def step(self, actions: torch.Tensor | np.ndarray) -> StepResult:
+        """Step every environment, all groups at the same time; as HostVectorEnv.step.
+
+        Raises:
+            ValueError: when the actions have another shape.
+        """
+        if tuple(actions.shape) != self.action_space.shape:
+            raise ValueError(f"actions must have the shape {self.action_space.shape}, got {tuple(actions.shape)}")
+        for part in self.parts:
+            part.step_async(actions[part.rows])
+        results = [part.step_wait() for part in self.parts]
+        obs, reward, terminated, truncated, infos = zip(*results, strict=True)
         info = {name: torch.cat([each[name] for each in infos]) for name in infos[0]}
-        return obs, reward, terminated, truncated, info
+        return torch.cat(obs), torch.cat(reward), torch.cat(terminated), torch.cat(truncated), info
 
     def step_async(self, actions: torch.Tensor | np.ndarray, group: int = 0) -> None:
         """Begin a step of one group with its actions; as HostVectorEnv.step_async."""
-        with self._naming(group):
-            self.groups[group].step_async(actions)
+        self.parts[group].step_async(actions)
 
-    def step_wait(
-        self, group: int = 0
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    def step_wait(self, group: int = 0) -> StepResult:
         """What `step` of that group returns."""
-        with self._naming(group):
-            return self.groups[group].step_wait()
-
-    @property
-    def parts(self) -> Sequence[Part]:
-        """The groups, each of which can be stepped in a thread of its own."""
-        firsts = (sum(self.group_sizes[:number]) for number in range(len(self.groups)))
-        return [HostGroup(group, first) for group, first in zip(self.groups, firsts, strict=True)]
+        return self.parts[group].step_wait()
 
     def draw_noise(self, num_steps: int) -> torch.Tensor:
         """An empty tensor (T, N, 0): the environments draw their own random numbers."""
@@ -132,21 +166,8 @@ class HostGroups(VectorEnv):
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the environments of all groups."""
-        for group in self.groups:
-            group.close(**kwargs)
-
-    def _rows(self) -> Iterator[tuple[int, slice]]:
-        """The number of each group and which of the N are in it."""
-        ends = np.cumsum(self.group_sizes).tolist()
-        return ((i, slice(end - size, end)) for i, (end, size) in enumerate(zip(ends, self.group_sizes, strict=True)))
-
-    @contextlib.contextmanager
-    def _naming(self, group: int) -> Iterator[None]:
-        """Number a fault's environment among all."""
-        try:
-            yield
-        except EnvironmentFault as fault:
-            raise EnvironmentFault(fault.index + sum(self.group_sizes[:group]), fault.reason) from fault
+        for part in self.parts:
+            part.envs.close(**kwargs)
 
 
 def take_turns(

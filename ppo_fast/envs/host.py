@@ -1,13 +1,12 @@
 """HostVectorEnv: any gymnasium vector environment behind the same contract as the tensor environments.
 
 This adapter alone knows the three autoreset modes, object arrays, missing masks and aliased buffers. Letters: N envs,
-S observation shape.
+S observation shape, A action size.
 """
 
 import warnings
 from collections.abc import Callable, Sequence
-from functools import partial
-from typing import Any
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -16,23 +15,41 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from ppo_fast.envs.contract import Part, State, Step
-from ppo_fast.envs.spaces import ActionDecoder, ObservationEncoder, host_array, mask_length, own_mask_length
+from ppo_fast.envs.encoded import EncodedVectorEnv
+from ppo_fast.envs.masks import MASK, mask_in_info, mask_in_observation
+from ppo_fast.envs.seeds import restart_seed, spread_seeds
+from ppo_fast.envs.spaces import ActionDecoder, ObservationEncoder, host_array
+from ppo_fast.envs.staging import Staging
+
+# Backends that take one seed for each environment. A vector entry point takes one for all.
+SEEDED_EACH = ("sync", "async", "envpool")
+
+StepResult = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
 
 
-class EnvironmentFault(RuntimeError):
-    """An environment died, hung or raised; nothing can be done with its vector but `restart` or `close`.
+@runtime_checkable
+class _StepsBeside(Protocol):
+    """A vector that steps in other threads or processes; the names are those of gymnasium.vector.AsyncVectorEnv."""
 
-    Attributes:
-        index: of the environment in its vector.
-        reason: what happened, e.g. "died (exit code -9)", "gave no answer for 60 s", "raised ValueError: ...".
-    """
+    def step_async(self, actions: np.ndarray) -> None: ...
 
-    def __init__(self, index: int, reason: str) -> None:
-        super().__init__(index, reason)  # the arguments themselves: it travels between processes
-        self.index, self.reason = index, reason
+    def step_wait(self) -> Any: ...
 
-    def __str__(self) -> str:
-        return f"environment {self.index} {self.reason}"
+
+class _Rows(NamedTuple):
+    """A step on the host, before it is sent to the device. Observations are staged already."""
+
+    obs: torch.Tensor  # (N, *S), to go on from
+    reward: np.ndarray  # (N,)
+    terminated: np.ndarray  # (N,)
+    truncated: np.ndarray  # (N,)
+    final_obs: torch.Tensor | None = None  # (N, *S), the true successors; None where they are obs
+    valid: np.ndarray | None = None  # (N,), where the row is no reset row; None where there are no such rows
+
+    @property
+    def done(self) -> np.ndarray:
+        """(N,), where an episode ended."""
+        return np.logical_or(self.terminated, self.truncated)
 
 
 class HostVectorEnv(VectorEnv):
@@ -70,28 +87,43 @@ class HostVectorEnv(VectorEnv):
         spec_id: str = "",
         remake: Callable[[], VectorEnv] | None = None,
     ) -> None:
-        self.envs = envs
         self.device = torch.device(device)
-        self.backend, self.spec_id, self.spec = backend, spec_id, envs.spec
-        self.num_envs, self.group_sizes = envs.num_envs, [envs.num_envs]
+        self.backend = backend
+        self.spec_id = spec_id
+        self.spec = envs.spec
+        self.num_envs = envs.num_envs
+        self.group_sizes = [envs.num_envs]
+        self._take(envs)
         self._mode = _autoreset_mode(envs)
-        ObservationEncoder(envs.single_observation_space, spec_id)
-        self._decoder = ActionDecoder(envs.single_action_space, envs.num_envs, spec_id)
-        self.mask_size, appended = _mask_size(envs)
-        self._encoder = ObservationEncoder(envs.single_observation_space, spec_id, appended)
         seen = AutoresetMode.NEXT_STEP if self._mode is AutoresetMode.NEXT_STEP else AutoresetMode.SAME_STEP
         self.metadata = {**envs.metadata, "autoreset_mode": seen}
         self.render_mode = envs.render_mode
+
+        self._encoder = ObservationEncoder(envs.single_observation_space, spec_id)
+        self._decoder = ActionDecoder(envs.single_action_space, envs.num_envs, spec_id)
+        own_mask_size: int | None = getattr(envs, "mask_size", None)
+        if own_mask_size is None:
+            self.mask_size = _find_mask(envs)
+            if self.mask_size:
+                self._encoder = ObservationEncoder(envs.single_observation_space, spec_id, self.mask_size)
+        else:
+            self.mask_size = own_mask_size
+        self.columns = envs.columns if isinstance(envs, EncodedVectorEnv) else self._encoder.columns
         self.single_observation_space = self._encoder.space
         self.single_action_space = self._decoder.space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
-        self._pinned = self.device.type == "cuda"
+
+        self._staging = Staging(self.device)
+        # Where an episode ended at the last step; known of NEXT_STEP environments only.
         self._ended = np.zeros(self.num_envs, dtype=bool)
+        # The observations before the step, kept where they may have to stand for a missing final_obs.
         self._previous: torch.Tensor | None = None
         self._warned = False
-        self._remake, self._seed, self._restarts = remake, None, 0
-        self._begun: Callable[[], Any]
+        self._remake = remake
+        self._seed: int | list[int] | None = None
+        self._restarts = 0
+        self._pending: np.ndarray | None = None
 
     def reset(
         self, *, seed: int | list[int] | None = None, options: dict[str, Any] | None = None
@@ -110,7 +142,8 @@ class HostVectorEnv(VectorEnv):
             ValueError: for a negative seed.
         """
         obs = self._begin(seed, options)
-        self._seed = self._seed if seed is None else seed
+        if seed is not None:
+            self._seed = seed
         return obs, {}
 
     def restart(self) -> torch.Tensor:
@@ -125,17 +158,12 @@ class HostVectorEnv(VectorEnv):
         assert self._remake is not None, "made without `remake`"
         self._restarts += 1
         self.close_extras()
-        self.envs = self._remake()
+        self._take(self._remake())
         self._previous = None
-        if self._seed is None:
-            return self._begin(None, None)
-        seeds = self._seed if isinstance(self._seed, list) else [self._seed]
-        (fresh,) = np.random.SeedSequence([*seeds, self._restarts]).generate_state(1)
-        return self._begin(int(fresh) >> 1, None)
+        seed = None if self._seed is None else restart_seed(self._seed, self._restarts)
+        return self._begin(seed, None)
 
-    def step(
-        self, actions: torch.Tensor | np.ndarray
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    def step(self, actions: torch.Tensor | np.ndarray) -> StepResult:
         """Step every environment with actions (N,) or (N, A); Box actions are clipped to their bounds.
 
         Returns:
@@ -153,15 +181,13 @@ class HostVectorEnv(VectorEnv):
 
         The names are those of gymnasium.vector.AsyncVectorEnv. All environments are group 0 (see HostGroups).
         """
-        decoded: Any = self._decoder(actions)
-        begin = getattr(self.envs, "step_async", None)
-        self._begun = partial(self.envs.step, decoded) if begin is None else self.envs.step_wait  # pyright: ignore[reportAttributeAccessIssue]
-        if begin is not None:
-            begin(decoded)
+        decoded = self._decoder(actions)
+        if self._beside is None:
+            self._pending = decoded
+        else:
+            self._beside.step_async(decoded)
 
-    def step_wait(
-        self, group: int = 0
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    def step_wait(self, group: int = 0) -> StepResult:
         """What `step` returns, of the step that `step_async` began."""
         obs, reward, terminated, truncated, final_obs, valid = self._finish()
         if valid is None:
@@ -189,36 +215,6 @@ class HostVectorEnv(VectorEnv):
         """An empty tensor (T, N, 0): the environments draw their own random numbers."""
         return torch.empty((num_steps, self.num_envs, 0), device=self.device)
 
-    def _finish(self) -> Step:
-        """Wait for the step that was begun. The tensors are new ones, and none shares memory with another."""
-        obs, reward, terminated, truncated, info = self._begun()
-        valid = ~self._ended
-        reward, terminated, truncated = host_array(reward), host_array(terminated), host_array(truncated)
-        if self._mode is AutoresetMode.NEXT_STEP:
-            # Some environments give a reward or an end on the reset row too; nothing of it is an experience.
-            reward = np.where(valid, reward, 0)
-            terminated, truncated = np.logical_and(terminated, valid), np.logical_and(truncated, valid)
-        done = np.logical_or(terminated, truncated)
-        encoded = final_obs = self._encode(obs, info)
-        if self._mode is AutoresetMode.NEXT_STEP:
-            self._ended = done
-        elif done.any() and self._mode is AutoresetMode.SAME_STEP:
-            final_obs = self._final_obs(info, done, encoded)
-        elif done.any():
-            encoded = self._reset_ended(done, encoded)
-        if self._mode is AutoresetMode.SAME_STEP and self.backend == "entry_point":
-            self._previous = encoded.clone()
-        sent = self._send(encoded)
-        return Step(
-            sent,
-            self._send_array(reward, np.float32),
-            self._send_array(terminated, bool),
-            self._send_array(truncated, bool),
-            # Never the same memory twice: a caller may normalise obs in place.
-            final_obs=sent.clone() if final_obs is encoded else self._send(final_obs),
-            valid=self._send_array(valid, bool) if self._mode is AutoresetMode.NEXT_STEP else None,
-        )
-
     def render(self) -> Any:
         """Frames of the sub-environments, when made with a render_mode."""
         return self.envs.render()
@@ -227,30 +223,91 @@ class HostVectorEnv(VectorEnv):
         """Close the environments. Workers that no longer answer are terminated: it neither raises nor hangs."""
         # An AsyncVectorEnv that was not made here waits for hung workers without a timeout, and trips over dead ones.
         foreign = isinstance(self.envs, AsyncVectorEnv)
+        if foreign:
+            kwargs = {"timeout": 3.0, **kwargs}
         try:
-            self.envs.close(**({"timeout": 3.0} if foreign else {}), **kwargs)
+            self.envs.close(**kwargs)
         except Exception as problem:
             if foreign:
                 self.envs.close(terminate=True)
             else:
                 warnings.warn(f"{self.spec_id or 'the environment'} did not close: {problem!r}", stacklevel=2)
 
+    def spread(self, seed: int | list[int] | None) -> Any:
+        """What `envs` is seeded with: a seed for each environment, or as given where there is one for all."""
+        if isinstance(seed, int) and (self.backend in SEEDED_EACH or seed < 0):
+            return spread_seeds(seed, self.num_envs)
+        return seed
+
+    # How the environments behind it are made, begun and stepped.
+
+    def _take(self, envs: VectorEnv) -> None:
+        """Have these environments behind it from now on."""
+        self.envs = envs
+        self._beside = envs if isinstance(envs, _StepsBeside) else None
+
     def _begin(self, seed: int | list[int] | None, options: dict[str, Any] | None) -> torch.Tensor:
         """Start new episodes: the observations (N, *S)."""
         obs, info = self.envs.reset(seed=self.spread(seed), options=None if options is None else dict(options))
         mask = True if options is None else options.get("reset_mask", True)
         self._ended &= ~np.asarray(mask, dtype=bool)
-        return self._send(self._encode(obs, info))
+        return self._staging.send(self._encode(obs, info))
 
-    def spread(self, seed: int | list[int] | None) -> Any:
-        """Per-environment seeds. With Gymnasium's seed, seed + 1, ... neighbouring seeds would share most episodes."""
-        if isinstance(seed, int) and (seed < 0 or self.backend in ("sync", "async", "envpool")):
-            return spread_seeds(seed, self.num_envs)
-        return seed
+    def _finish(self) -> Step:
+        """Wait for the step that was begun. The tensors are new ones, and none shares memory with another."""
+        if self._beside is None:
+            obs, reward, terminated, truncated, info = self.envs.step(self._pending)
+        else:
+            obs, reward, terminated, truncated, info = self._beside.step_wait()
+        encoded = self._encode(obs, info)
+        rows = _Rows(encoded, host_array(reward), host_array(terminated), host_array(truncated))
+        if self._mode is AutoresetMode.SAME_STEP:
+            rows = self._after_same_step(rows, info)
+        elif self._mode is AutoresetMode.NEXT_STEP:
+            rows = self._after_next_step(rows)
+        else:
+            rows = self._after_disabled(rows)
+        return self._send(rows)
+
+    # One of these follows each step.
+
+    def _after_same_step(self, rows: _Rows, info: dict[str, Any]) -> _Rows:
+        """The environments have begun new episodes where one ended; the true successors are in their info."""
+        done = rows.done
+        if done.any():
+            rows = rows._replace(final_obs=self._final_obs(info, done, rows.obs))
+        if self.backend == "entry_point":  # others always give a final_obs
+            self._previous = rows.obs.clone()
+        return rows
+
+    def _after_next_step(self, rows: _Rows) -> _Rows:
+        """The environments begin new episodes at their next step, the reset row, where obs is the first observation.
+
+        Some give a reward or an end on the reset row too; nothing of it is an experience.
+        """
+        valid = ~self._ended
+        rows = rows._replace(
+            reward=np.where(valid, rows.reward, 0),
+            terminated=np.logical_and(rows.terminated, valid),
+            truncated=np.logical_and(rows.truncated, valid),
+            valid=valid,
+        )
+        self._ended = rows.done
+        return rows
+
+    def _after_disabled(self, rows: _Rows) -> _Rows:
+        """The environments begin new episodes where they are told to."""
+        done = rows.done
+        if not done.any():
+            return rows
+        obs, info = self.envs.reset(options={"reset_mask": done.copy()})
+        fresh = self._encode(obs, info)
+        fresh.numpy()[~done] = rows.obs.numpy()[~done]
+        return rows._replace(obs=fresh, final_obs=rows.obs)
 
     def _final_obs(self, info: dict[str, Any], done: np.ndarray, encoded: torch.Tensor) -> torch.Tensor:
         """The true successors (N, *S): `encoded` with the final observations where `done`."""
-        final_obs = self._empty(encoded.shape).copy_(encoded)
+        final_obs = self._staging.empty(encoded.shape).copy_(encoded)
         out = final_obs.numpy()
         given = info.get("final_obs", info.get("final_observation"))
         masks = info.get("final_info", {})
@@ -280,52 +337,33 @@ class HostVectorEnv(VectorEnv):
             )
         self._warned = True
 
-    def _reset_ended(self, done: np.ndarray, encoded: torch.Tensor) -> torch.Tensor:
-        """Reset the ended environments of a DISABLED vector: the observations to go on from."""
-        obs, info = self.envs.reset(options={"reset_mask": done.copy()})
-        fresh = self._encode(obs, info)
-        fresh.numpy()[~done] = encoded.numpy()[~done]
-        return fresh
-
-    def _action_masks(self, info: dict[str, Any]) -> Any:
-        """The action masks (N, n) of a vector's info, or None; rows without one are zero there, which allows all."""
-        offered = mask_length(info, self.single_action_space, self.num_envs)
-        return info["action_mask"] if offered else None
-
-    def _empty(self, shape: Sequence[int], dtype: torch.dtype = torch.float32) -> torch.Tensor:
-        """Host memory to fill and send. Pinned blocks come from torch's caching allocator, which gives none out anew
-        before the copies from it are done."""
-        return torch.empty(shape, dtype=dtype, pin_memory=self._pinned)
+    # From what the environments give to tensors on the device.
 
     def _encode(self, obs: Any, info: dict[str, Any]) -> torch.Tensor:
         """Batched observations, with the action masks of their info, as new host memory (N, *S), which shares nothing
         with the environment's buffers."""
-        out = self._empty((self.num_envs, *self._encoder.space.shape))
-        self._encoder.write(obs, out.numpy(), self._action_masks(info) if self._encoder.mask_size else None)
-        return out
+        staged = self._staging.empty((self.num_envs, *self._encoder.space.shape))
+        self._encoder.write(obs, staged.numpy(), self._action_masks(info) if self._encoder.mask_size else None)
+        return staged
 
-    def _send(self, staged: torch.Tensor) -> torch.Tensor:
-        """What was staged here, on the device; on the CPU that is the same memory."""
-        return staged.to(self.device, non_blocking=True)
+    def _action_masks(self, info: dict[str, Any]) -> Any:
+        """The action masks (N, n) of a vector's info, or None; rows without one are zero there, which allows all."""
+        offered = mask_in_info(info, self.single_action_space, self.num_envs)
+        return info[MASK] if offered else None
 
-    def _send_array(self, array: np.ndarray, dtype: type) -> torch.Tensor:
-        """A copy of an array on the device, bool or float32."""
-        if not self._pinned:
-            return self._send(torch.from_numpy(np.array(array, dtype)))
-        staged = self._empty(array.shape, torch.bool if dtype is bool else torch.float32)
-        staged.numpy()[...] = array
-        return self._send(staged)
-
-
-def spread_seeds(seed: int, num_envs: int) -> list[int]:
-    """N seeds from one, none of them shared with its neighbours' (numpy.random.SeedSequence).
-
-    Raises:
-        ValueError: for a negative one.
-    """
-    if seed < 0:
-        raise ValueError(f"--seed: must be 0 or more, got {seed}")
-    return [int(word) >> 1 for word in np.random.SeedSequence(seed).generate_state(num_envs)]
+    def _send(self, rows: _Rows) -> Step:
+        """The rows on the device."""
+        staging = self._staging
+        obs = staging.send(rows.obs)
+        return Step(
+            obs,
+            reward=staging.send_array(rows.reward, np.float32),
+            terminated=staging.send_array(rows.terminated, bool),
+            truncated=staging.send_array(rows.truncated, bool),
+            # Never the same memory twice: a caller may normalise obs in place.
+            final_obs=obs.clone() if rows.final_obs is None else staging.send(rows.final_obs),
+            valid=None if rows.valid is None else staging.send_array(rows.valid, bool),
+        )
 
 
 def _autoreset_mode(envs: VectorEnv) -> AutoresetMode:
@@ -336,11 +374,9 @@ def _autoreset_mode(envs: VectorEnv) -> AutoresetMode:
     return AutoresetMode(mode)
 
 
-def _mask_size(envs: VectorEnv) -> tuple[int, int]:
-    """The n of action masks, and how many columns are still to be appended: n, or 0 where `envs` has done it."""
-    own = getattr(envs, "mask_size", None)
-    if own is not None or not isinstance(envs.single_action_space, spaces.Discrete):
-        return own or 0, 0
-    n = own_mask_length(envs.single_observation_space, envs.single_action_space)
-    n = n or mask_length(envs.reset(seed=0)[1], envs.single_action_space, envs.num_envs)
-    return n, n
+def _find_mask(envs: VectorEnv) -> int:
+    """The n of action masks that are to be appended to a vector's observations, or 0. It may take a reset."""
+    if not isinstance(envs.single_action_space, spaces.Discrete):
+        return 0
+    n = mask_in_observation(envs.single_observation_space, envs.single_action_space)
+    return n or mask_in_info(envs.reset(seed=0)[1], envs.single_action_space, envs.num_envs)

@@ -12,13 +12,16 @@ from typing import Any, NamedTuple
 import gymnasium
 import numpy as np
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, VectorEnv
-from gymnasium.vector.utils import batch_space
 
-from ppo_fast.envs.host import EnvironmentFault
-from ppo_fast.envs.spaces import ActionDecoder, ObservationEncoder, mask_length, own_mask_length
+from ppo_fast.envs.encoded import EncodedVectorEnv, HostStep
+from ppo_fast.envs.faults import EnvironmentFault
+from ppo_fast.envs.masks import MASK, mask_in_info, mask_in_observation
+from ppo_fast.envs.spaces import ObservationEncoder, presented_actions
+from ppo_fast.names import kind_and_line
 
 MakeEnv = Callable[[], gymnasium.Env]
+# Shape and type of each array, by its name.
+Layout = dict[str, tuple[tuple[int, ...], np.dtype]]
 
 
 class Kind(NamedTuple):
@@ -40,12 +43,14 @@ def find_kind(make_env: MakeEnv, env_id: str = "") -> Kind:
     with quiet_models():
         env = make_env()
     try:
-        ActionDecoder(env.action_space, 1, env_id)
-        ObservationEncoder(env.observation_space, env_id)
-        n = own_mask_length(env.observation_space, env.action_space)
-        if not n and isinstance(env.action_space, spaces.Discrete):  # only a reset tells whether info has a mask
-            n = mask_length(env.reset(seed=0)[1], env.action_space)
-        encoder = ObservationEncoder(env.observation_space, env_id, n)
+        presented_actions(env.action_space, env_id)
+        encoder = ObservationEncoder(env.observation_space, env_id)
+        mask_size = mask_in_observation(env.observation_space, env.action_space)
+        if not mask_size and isinstance(env.action_space, spaces.Discrete):
+            # Only a reset tells whether info has a mask.
+            mask_size = mask_in_info(env.reset(seed=0)[1], env.action_space)
+        if mask_size:
+            encoder = ObservationEncoder(env.observation_space, env_id, mask_size)
         return Kind(encoder, env.action_space, dict(env.metadata), env.render_mode)
     finally:
         env.close()
@@ -61,11 +66,12 @@ class Rows(NamedTuple):
     truncated: np.ndarray  # (N,) bool
 
     @staticmethod
-    def layout(kind: Kind, num_envs: int) -> list[tuple[tuple[int, ...], np.dtype]]:
+    def layout(kind: Kind, num_envs: int) -> Layout:
         """Shape and type of each array."""
-        obs, number, flag = (num_envs, *(kind.encoder.space.shape)), np.dtype(np.float32), np.dtype(bool)
-        rows = (num_envs,)
-        return [(obs, number), (obs, number), (rows, number), (rows, flag), (rows, flag)]
+        obs = ((num_envs, *kind.encoder.space.shape), np.dtype(np.float32))
+        number = ((num_envs,), np.dtype(np.float32))
+        flag = ((num_envs,), np.dtype(bool))
+        return {"obs": obs, "final_obs": obs, "reward": number, "terminated": flag, "truncated": flag}
 
 
 class Block:
@@ -80,43 +86,49 @@ class Block:
     """
 
     def __init__(self, makers: Sequence[MakeEnv], first: int, kind: Kind, rows: Rows, at: np.ndarray) -> None:
-        self._first, self._encoder, self._rows, self._at = first, kind.encoder, rows, at
+        self._encoder = kind.encoder
+        self._rows = rows
+        self._at = at
         self._at[0] = first
         self._indices = range(first, first + len(makers))
         self._envs: list[gymnasium.Env] = []
-        for index, maker in enumerate(makers, first):
+        for index, maker in zip(self._indices, makers, strict=True):
             with self._blaming(index), quiet_models():
                 self._envs.append(maker())
 
     def reset(self, seeds: Sequence[int | None], mask: np.ndarray | None, options: dict[str, Any] | None) -> None:
         """Start new episodes: in all environments, or where mask (N,) holds; seeds is one for each of the vector."""
-        for index, env in enumerate(self._envs, self._first):
+        for index, env in zip(self._indices, self._envs, strict=True):
             if mask is None or mask[index]:
                 with self._blaming(index):
                     obs, info = env.reset(seed=seeds[index], options=options)
-                    self._encoder.write_one(obs, self._rows.obs[index], info.get("action_mask"))
+                    self._encoder.write_one(obs, self._rows.obs[index], info.get(MASK))
 
     def step(self, actions: np.ndarray) -> None:
         """Step all with actions (envs of this block, *A), with SAME_STEP autoreset."""
-        rows, encoder, at = self._rows, self._encoder, self._at
-        index, seen, masks = self._first, [], []
+        rows, encoder, at = self._rows, self._encoder, self._at  # local names: this loop is the time of a step
+        index = self._indices.start
+        seen: list[Any] = []
+        masks: list[Any] = []
         try:
             for index, env, action in zip(self._indices, self._envs, actions, strict=True):
                 at[0] = index
                 obs, reward, terminated, truncated, info = env.step(action)
                 if terminated or truncated:
-                    encoder.write_one(obs, rows.final_obs[index], info.get("action_mask"))
+                    encoder.write_one(obs, rows.final_obs[index], info.get(MASK))
                     obs, info = env.reset()
                 if encoder.plain:
                     rows.obs[index] = obs
                 else:  # encoding is cheaper for all at once, and each keeps its own last observation until then
                     seen.append(obs)
-                    masks.append(info.get("action_mask"))
-                rows.reward[index], rows.terminated[index], rows.truncated[index] = reward, terminated, truncated
+                    masks.append(info.get(MASK))
+                rows.reward[index] = reward
+                rows.terminated[index] = terminated
+                rows.truncated[index] = truncated
         except Exception as problem:
-            raise EnvironmentFault(index, _raised(problem)) from problem
+            raise EnvironmentFault(index, f"raised {kind_and_line(problem)}") from problem
         if seen:
-            encoder.write_list(seen, rows.obs[self._first : self._first + len(seen)], masks)
+            encoder.write_list(seen, rows.obs[self._indices.start : self._indices.stop], masks)
 
     def render(self) -> list[Any]:
         """A frame of each."""
@@ -135,12 +147,11 @@ class Block:
         try:
             yield
         except Exception as problem:
-            raise EnvironmentFault(index, _raised(problem)) from problem
+            raise EnvironmentFault(index, f"raised {kind_and_line(problem)}") from problem
 
 
-class SingleVectorEnv(VectorEnv):
-    """N single environments in this process: SAME_STEP, encoded observations, a dense `final_obs`; the arrays that it
-    returns are its own buffers, overwritten by the next call.
+class SingleVectorEnv(EncodedVectorEnv):
+    """N single environments in this process (see EncodedVectorEnv).
 
     Args:
         makers: make the N environments, one each.
@@ -151,54 +162,51 @@ class SingleVectorEnv(VectorEnv):
     """
 
     def __init__(self, makers: Sequence[MakeEnv], kind: Kind) -> None:
-        num_envs = len(makers)
-        self.metadata = {**kind.metadata, "autoreset_mode": AutoresetMode.SAME_STEP}
-        self.num_envs, self.render_mode = num_envs, kind.render_mode
-        self.mask_size = kind.encoder.mask_size
-        self.single_observation_space, self.single_action_space = kind.encoder.space, kind.action_space
-        self.observation_space = batch_space(self.single_observation_space, num_envs)
-        self.action_space = batch_space(self.single_action_space, num_envs)
+        super().__init__(len(makers), kind.encoder, kind.action_space, kind.metadata, kind.render_mode)
         self._start(makers, kind)
-
-    def _start(self, makers: Sequence[MakeEnv], kind: Kind) -> None:
-        """Make the environments."""
-        self._rows = Rows(*(np.zeros(shape, dtype) for shape, dtype in Rows.layout(kind, self.num_envs)))
-        self._block = Block(makers, 0, kind, self._rows, np.zeros(1, np.int64))
 
     def reset(
         self, *, seed: int | Sequence[int | None] | None = None, options: dict[str, Any] | None = None
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """Start new episodes, where options["reset_mask"] (N,) bool is given only there; one seed for each
         environment, or a number for the first that the others count on from."""
-        if seed is None or isinstance(seed, int):
-            seed = [None if seed is None else seed + i for i in range(self.num_envs)]
+        if seed is None:
+            seeds = [None] * self.num_envs
+        elif isinstance(seed, int):
+            seeds = list(range(seed, seed + self.num_envs))
+        else:
+            seeds = seed
         options = dict(options or {})
         mask = options.pop("reset_mask", None)
-        self._run("reset", seed, mask, options or None)
+        self._reset(seeds, mask, options or None)
         return self._rows.obs, {}
 
-    def step(self, actions: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
+    def step(self, actions: np.ndarray) -> HostStep:
         """Step all with actions (N, *A)."""
-        self._run_step(actions)
+        self._block.step(actions)
         return self._stepped()
-
-    def _stepped(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        rows = self._rows
-        return rows.obs, rows.reward, rows.terminated, rows.truncated, {"final_obs": rows.final_obs}
 
     def render(self) -> tuple[Any, ...]:
         """A frame of each environment."""
-        return tuple(self._run("render"))
+        return tuple(self._block.render())
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the environments."""
         self._block.close()
 
-    def _run(self, command: str, *arguments: Any) -> Any:
-        return getattr(self._block, command)(*arguments)
+    def _start(self, makers: Sequence[MakeEnv], kind: Kind) -> None:
+        """Make the environments."""
+        layout = Rows.layout(kind, self.num_envs)
+        self._rows = Rows(**{name: np.zeros(shape, dtype) for name, (shape, dtype) in layout.items()})
+        self._block = Block(makers, 0, kind, self._rows, np.zeros(1, np.int64))
 
-    def _run_step(self, actions: np.ndarray) -> None:
-        self._block.step(actions)
+    def _reset(self, seeds: Sequence[int | None], mask: np.ndarray | None, options: dict[str, Any] | None) -> None:
+        self._block.reset(seeds, mask, options)
+
+    def _stepped(self) -> HostStep:
+        """The rows of the last step."""
+        rows = self._rows
+        return rows.obs, rows.reward, rows.terminated, rows.truncated, {"final_obs": rows.final_obs}
 
 
 @contextlib.contextmanager
@@ -215,9 +223,3 @@ def quiet_models() -> Iterator[None]:
         yield
     finally:
         mujoco.set_mju_user_warning(before)
-
-
-def _raised(problem: Exception) -> str:
-    """An exception in one line."""
-    text = str(problem).strip()
-    return f"raised {type(problem).__name__}" + (f": {text.splitlines()[0]}" if text else "")

@@ -14,9 +14,13 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+from ppo_fast.envs.masks import MASK, allowed_actions
+
 SUPPORTED_OBSERVATIONS = "Box, Discrete, MultiBinary, MultiDiscrete, and Dict or Tuple of these"
 SUPPORTED_ACTIONS = "Discrete, MultiDiscrete and Box of floats"
-MASK = "action_mask"  # in an info, or in a Dict observation
+
+PlainSpace = spaces.Box | spaces.Discrete | spaces.MultiBinary | spaces.MultiDiscrete
+ActionSpace = spaces.Box | spaces.Discrete | spaces.MultiDiscrete
 
 
 def host_array(value: Any) -> np.ndarray:
@@ -24,100 +28,85 @@ def host_array(value: Any) -> np.ndarray:
     return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
 
 
-def mask_length(info: dict[str, Any], action_space: spaces.Space, num_envs: int | None = None) -> int:
-    """n of the action mask that `info` offers for a Discrete action space of n actions, or 0: it is (n,), and (N, n)
-    where the info is of a vector of N environments."""
-    mask = info.get(MASK)
-    if mask is None or not isinstance(action_space, spaces.Discrete):
-        return 0
-    n = int(action_space.n)
-    return n if np.shape(mask) == ((n,) if num_envs is None else (num_envs, n)) else 0
-
-
-def own_mask_length(observation_space: spaces.Space, action_space: spaces.Space) -> int:
-    """n of the action mask that a Dict observation holds under "action_mask", beside other things, for a Discrete
-    action space of n actions, or 0."""
-    if not isinstance(observation_space, spaces.Dict) or not isinstance(action_space, spaces.Discrete):
-        return 0
-    mask, n = observation_space.spaces.get(MASK), int(action_space.n)
-    return n if mask is not None and mask.shape == (n,) and len(observation_space.spaces) > 1 else 0
-
-
-def allowed_actions(mask: Any) -> np.ndarray:
-    """A mask (..., n) of any type as bool.
-
-    A row that allows nothing, as some environments give at the end of an episode, allows everything: a policy over no
-    action is NaN, and there nothing hangs on the action.
-    """
-    allowed = host_array(mask) != 0
-    return allowed if allowed.any(-1).all() else allowed | ~allowed.any(-1, keepdims=True)
-
-
 @dataclass(frozen=True)
 class _Leaf:
     """One plain space inside an observation space: where it lies, and which columns of the flat row it fills."""
 
     path: tuple[Any, ...]
-    space: spaces.Space
-    start: int
-    stop: int
+    space: PlainSpace
+    columns: slice
 
     @cached_property
-    def columns(self) -> np.ndarray | None:
-        """What is added to a Discrete or MultiDiscrete value to find its one-hot columns; None for other spaces."""
+    def column_of_zero(self) -> np.ndarray | None:
+        """For each entry of a one-hot space, which column a value of 0 would set to 1; None for other spaces.
+
+        Each entry has as many columns as it has values, the first of them for its lowest value, which need not be 0.
+        """
         if isinstance(self.space, (spaces.Box, spaces.MultiBinary)):
             return None
-        first, counts = np.ravel(self.space.start), _counts(self.space)  # type: ignore[attr-defined]
-        return np.cumsum(counts) - counts - first
+        counts = self.space.n if isinstance(self.space, spaces.Discrete) else self.space.nvec
+        counts = np.ravel(counts)
+        first_columns = np.cumsum(counts) - counts
+        return first_columns - np.ravel(self.space.start)
 
     def pick(self, obs: Any) -> Any:
+        """Its part of an observation."""
         for key in self.path:
             obs = obs[key]
         return obs
 
-    def write_one(self, value: Any, out: np.ndarray) -> None:
-        """Encode one value into out (stop - start,)."""
-        if self.columns is None:
+    def write_one(self, value: Any, row: np.ndarray) -> None:
+        """Encode one value into its columns of a row (D,)."""
+        out = row[self.columns]
+        if self.column_of_zero is None:
             out[...] = np.ravel(value)
             return
         out[...] = 0
-        out[np.ravel(value) + self.columns] = 1
+        out[np.ravel(value) + self.column_of_zero] = 1
 
-    def write(self, values: np.ndarray, out: np.ndarray) -> None:
-        """Encode values (N, ...) into out (N, stop - start)."""
-        rows = len(values)
-        if self.columns is None:
-            out[...] = values.reshape(rows, -1)
+    def write(self, values: np.ndarray, rows: np.ndarray) -> None:
+        """Encode values (N, ...) into their columns of rows (N, D)."""
+        flat = values.reshape(len(values), -1)
+        out = rows[:, self.columns]
+        if self.column_of_zero is None:
+            out[...] = flat
             return
         out[...] = 0
-        np.put_along_axis(out, (values.reshape(rows, -1) + self.columns).astype(np.int64), 1, axis=1)
+        np.put_along_axis(out, (flat + self.column_of_zero).astype(np.int64), 1, axis=1)
 
 
 class ObservationEncoder:
     """Encodes observations of `space` into float32 arrays of the Box `self.space`.
 
     An action mask travels as part of the observation: with `mask_size` n > 0 it is the last n columns of a flat row,
-    1 where the action is allowed. It is given beside the observation, or taken from it where `own_mask_length` found
-    it. `plain` says that an observation is an array of the row's own shape.
+    1 where the action is allowed. It is given beside the observation, or taken from it where `mask_in_observation`
+    found it.
+
+    Attributes:
+        space: the Box, (D,), or a lone Box's own shape.
+        mask_size: as given.
+        plain: whether an observation is an array of the row's own shape.
+        columns: which columns of a row belong to which key of a Dict, and to which place in a Tuple ("0", "1", ...);
+            names of nested ones are joined by dots, and the outer one stands for all that it holds. An action mask's
+            are under "action_mask".
 
     Raises:
         ValueError: when the space holds something else than Box, Discrete, MultiBinary, MultiDiscrete, Dict and Tuple.
     """
 
     def __init__(self, space: spaces.Space, env_id: str = "", mask_size: int = 0) -> None:
-        self._leaves: list[_Leaf] = []
+        self.mask_size = mask_size
         self.plain = isinstance(space, spaces.Box) and not mask_size
-        self.mask_size, self._own_mask = mask_size, False
+        self._mask_inside = False
         if isinstance(space, spaces.Dict) and MASK in space.spaces and space[MASK].shape == (mask_size,):
-            self._own_mask = True
+            self._mask_inside = True
             space = spaces.Dict({key: part for key, part in space.items() if key != MASK})
-        self._collect(space, (), env_id, space)
-        with np.errstate(over="ignore"):  # float64 bounds beyond float32 become infinite
-            low = np.concatenate([_bound(leaf.space, "low", 0) for leaf in self._leaves] + [np.zeros(mask_size)])
-            high = np.concatenate([_bound(leaf.space, "high", 1) for leaf in self._leaves] + [np.ones(mask_size)])
-        shape = space.shape if isinstance(space, spaces.Box) and not mask_size else low.shape
-        low, high = low.reshape(shape).astype(np.float32), high.reshape(shape).astype(np.float32)
-        self.space = spaces.Box(low, high, dtype=np.float32)
+        self._leaves: list[_Leaf] = []
+        self.columns: dict[str, slice] = {}
+        width = self._collect(space, (), 0, env_id) + mask_size
+        if mask_size:
+            self.columns[MASK] = slice(width - mask_size, width)
+        self.space = self._box(width, space.shape if self.plain else (width,))
 
     def write_one(self, obs: Any, out: np.ndarray, mask: Any = None) -> None:
         """Encode one observation into out (*self.space.shape); a mask of None allows every action."""
@@ -125,20 +114,21 @@ class ObservationEncoder:
             out[...] = host_array(obs) if isinstance(obs, torch.Tensor) else obs
             return
         for leaf in self._leaves:
-            leaf.write_one(host_array(leaf.pick(obs)), out[leaf.start : leaf.stop])
+            leaf.write_one(host_array(leaf.pick(obs)), out)
         if self.mask_size:
-            mask = obs[MASK] if self._own_mask else mask
-            out[-self.mask_size :] = 1 if mask is None else allowed_actions(mask)
+            mask = obs[MASK] if self._mask_inside else mask
+            out[-self.mask_size :] = 1 if mask is None else allowed_actions(host_array(mask))
 
     def write_list(self, observations: Sequence[Any], out: np.ndarray, masks: Sequence[Any]) -> None:
         """Encode a list of observations into out (len(observations), *self.space.shape); as `write_one` each."""
+        rows = out.reshape(len(out), -1)
         for leaf in self._leaves:
             values = np.array([host_array(leaf.pick(obs)) for obs in observations])
-            leaf.write(values, out.reshape(len(out), -1)[:, leaf.start : leaf.stop])
+            leaf.write(values, rows)
         if self.mask_size:
-            masks = [obs[MASK] for obs in observations] if self._own_mask else masks
-            every = np.ones(self.mask_size)
-            stacked = np.array([every if mask is None else host_array(mask) for mask in masks])
+            masks = [obs[MASK] for obs in observations] if self._mask_inside else masks
+            all_allowed = np.ones(self.mask_size)
+            stacked = np.array([all_allowed if mask is None else host_array(mask) for mask in masks])
             out[:, -self.mask_size :] = allowed_actions(stacked)
 
     def write(self, obs: Any, out: np.ndarray, masks: Any = None) -> None:
@@ -148,53 +138,79 @@ class ObservationEncoder:
             out[...] = host_array(obs)
             return
         for leaf in self._leaves:
-            leaf.write(host_array(leaf.pick(obs)), out[:, leaf.start : leaf.stop])
+            leaf.write(host_array(leaf.pick(obs)), out)
         if self.mask_size:
-            masks = obs[MASK] if self._own_mask else masks
-            out[:, -self.mask_size :] = 1 if masks is None else allowed_actions(masks)
+            masks = obs[MASK] if self._mask_inside else masks
+            out[:, -self.mask_size :] = 1 if masks is None else allowed_actions(host_array(masks))
 
-    def _collect(self, space: spaces.Space, path: tuple[Any, ...], env_id: str, whole: spaces.Space) -> None:
-        if isinstance(space, (spaces.Dict, spaces.Tuple)):
-            keys = space.spaces.keys() if isinstance(space, spaces.Dict) else range(len(space.spaces))
-            for key in keys:
-                self._collect(space[key], (*path, key), env_id, whole)  # type: ignore[index]
-            return
-        if not isinstance(space, (spaces.Box, spaces.Discrete, spaces.MultiBinary, spaces.MultiDiscrete)):
+    def _collect(self, space: spaces.Space, path: tuple[Any, ...], start: int, env_id: str) -> int:
+        """Note the leaves of a space and the columns of what it holds, from column `start` on; returns the next one."""
+        stop = start
+        if isinstance(space, spaces.Dict):
+            for key, part in space.items():
+                stop = self._collect(part, (*path, key), stop, env_id)
+        elif isinstance(space, spaces.Tuple):
+            for place, part in enumerate(space.spaces):
+                stop = self._collect(part, (*path, place), stop, env_id)
+        elif isinstance(space, PlainSpace):
+            stop = start + spaces.flatdim(space)
+            self._leaves.append(_Leaf(path, space, slice(start, stop)))
+        else:
             raise ValueError(
                 f"--env-id: {env_id or 'the environment'} has {type(space).__name__} observations; "
                 f"supported are {SUPPORTED_OBSERVATIONS}"
             )
-        start = self._leaves[-1].stop if self._leaves else 0
-        self._leaves.append(_Leaf(path, space, start, start + spaces.flatdim(space)))
+        if path:
+            self.columns[".".join(str(key) for key in path)] = slice(start, stop)
+        return stop
+
+    def _box(self, width: int, shape: tuple[int, ...] | None) -> spaces.Box:
+        """The Box of this shape, which has `width` numbers: from 0 to 1 where they are one-hot, binary or a mask."""
+        assert shape is not None
+        low = np.zeros(width, np.float32)
+        high = np.ones(width, np.float32)
+        with np.errstate(over="ignore"):  # float64 bounds beyond float32 become infinite
+            for leaf in self._leaves:
+                if isinstance(leaf.space, spaces.Box):
+                    low[leaf.columns] = leaf.space.low.ravel()
+                    high[leaf.columns] = leaf.space.high.ravel()
+        return spaces.Box(low.reshape(shape), high.reshape(shape), dtype=np.float32)
+
+
+def presented_actions(space: spaces.Space, env_id: str = "") -> ActionSpace:
+    """The action space as a program sees it: Discrete and MultiDiscrete from 0 on, MultiDiscrete and Box flat.
+
+    Raises:
+        ValueError: for any other action space.
+    """
+    if isinstance(space, spaces.Discrete):
+        return spaces.Discrete(int(space.n))
+    if isinstance(space, spaces.MultiDiscrete):
+        return spaces.MultiDiscrete(space.nvec.ravel())
+    if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+        with np.errstate(over="ignore"):  # as in ObservationEncoder
+            low, high = space.low.ravel().astype(np.float32), space.high.ravel().astype(np.float32)
+        return spaces.Box(low, high, dtype=np.float32)
+    raise ValueError(
+        f"--env-id: {env_id or 'the environment'} has {type(space).__name__} actions of {space.dtype}; "
+        f"supported are {SUPPORTED_ACTIONS}"
+    )
 
 
 class ActionDecoder:
-    """Presents an action space as `self.space`, and turns a program's actions into what the environment takes.
+    """Turns actions of the space that `presented_actions` gives, `self.space`, into what the environment takes.
 
-    Discrete and MultiDiscrete are presented with start 0 (the start is added), MultiDiscrete and Box flat; Box
-    actions are clipped.
+    The start of Discrete and MultiDiscrete is added; Box actions are clipped to their bounds.
 
     Raises:
-        ValueError: for any other action space; when called, for actions of the wrong shape.
+        ValueError: for an action space that is not supported; when called, for actions of the wrong shape.
     """
 
     def __init__(self, space: spaces.Space, num_envs: int, env_id: str = "") -> None:
-        self._source = space
-        self.space: spaces.Discrete | spaces.MultiDiscrete | spaces.Box
-        if isinstance(space, spaces.Discrete):
-            self.space = spaces.Discrete(int(space.n))
-        elif isinstance(space, spaces.MultiDiscrete):
-            self.space = spaces.MultiDiscrete(space.nvec.ravel())
-        elif isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
-            with np.errstate(over="ignore"):
-                low, high = space.low.ravel().astype(np.float32), space.high.ravel().astype(np.float32)
-            self.space = spaces.Box(low, high, dtype=np.float32)
-        else:
-            raise ValueError(
-                f"--env-id: {env_id or 'the environment'} has {type(space).__name__} actions of {space.dtype}; "
-                f"supported are {SUPPORTED_ACTIONS}"
-            )
+        self.space = presented_actions(space, env_id)
         self.shape = (num_envs, *(self.space.shape or ()))
+        assert isinstance(space, ActionSpace)
+        self._source = space
 
     def __call__(self, actions: torch.Tensor | np.ndarray) -> np.ndarray:
         """Actions (N,) or (N, A) as the environment's array (N, *its action shape)."""
@@ -207,16 +223,4 @@ class ActionDecoder:
             clipped = np.clip(values, np.ravel(space.low), np.ravel(space.high))
             return clipped.astype(space.dtype).reshape(-1, *space.shape)
         values = values.astype(space.dtype).reshape(-1, *(space.shape or ()))
-        return values + space.start  # type: ignore[attr-defined]
-
-
-def _counts(space: Any) -> np.ndarray:
-    """How many values each entry of a Discrete or MultiDiscrete can take, flat."""
-    return np.atleast_1d(space.n if isinstance(space, spaces.Discrete) else space.nvec).ravel()
-
-
-def _bound(space: spaces.Space, name: str, otherwise: float) -> np.ndarray:
-    """A leaf's lower or upper bounds, flat float32; `otherwise` for one-hot and binary entries."""
-    if isinstance(space, spaces.Box):
-        return getattr(space, name).ravel().astype(np.float32)
-    return np.full(spaces.flatdim(space), otherwise, dtype=np.float32)
+        return values + space.start

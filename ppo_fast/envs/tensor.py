@@ -17,8 +17,12 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from ppo_fast.envs.contract import Part, State, Step
+from ppo_fast.envs.masks import MASK
 
-__all__ = ["State", "TensorVectorEnv"]
+__all__ = ["State", "TensorVectorEnv", "Transition"]
+
+# The next state, obs (N, D) of it, reward (N,) float32, terminated (N,) bool and truncated (N,) bool.
+Transition = tuple[State, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
 
 
 class TensorVectorEnv(VectorEnv):
@@ -71,8 +75,9 @@ class TensorVectorEnv(VectorEnv):
         self._seeded = False
         self._action_bounds: tuple[torch.Tensor, torch.Tensor] | None = None
         if isinstance(single_action_space, spaces.Box):
-            low, high = single_action_space.low, single_action_space.high
-            self._action_bounds = (torch.tensor(low, device=self.device), torch.tensor(high, device=self.device))
+            low = torch.tensor(single_action_space.low, device=self.device)
+            high = torch.tensor(single_action_space.high, device=self.device)
+            self._action_bounds = (low, high)
 
     # The pure core.
 
@@ -84,9 +89,7 @@ class TensorVectorEnv(VectorEnv):
         """What the policy sees of a state: (N, D) float32. It may be a view of the state."""
         raise NotImplementedError
 
-    def transition(
-        self, state: State, action: torch.Tensor, noise: torch.Tensor
-    ) -> tuple[State, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+    def transition(self, state: State, action: torch.Tensor, noise: torch.Tensor) -> Transition:
         """One step of every environment, without autoreset; it counts the elapsed steps itself.
 
         Args:
@@ -115,7 +118,8 @@ class TensorVectorEnv(VectorEnv):
         """
         if self._action_bounds is not None:
             action = torch.clamp(action, *self._action_bounds)
-        step_noise, reset_noise = noise[:, : self.step_noise_size], noise[:, self.step_noise_size :]
+        step_noise = noise[:, : self.step_noise_size]
+        reset_noise = noise[:, self.step_noise_size :]
         successor, final_obs, reward, terminated, truncated = self.transition(state, action, step_noise)
         state = _where(terminated | truncated, self.initial_state(reset_noise), successor)
         return state, self.observation(state), reward, terminated, truncated, final_obs
@@ -126,6 +130,13 @@ class TensorVectorEnv(VectorEnv):
         return state, Step(obs, reward, terminated, truncated, final_obs, valid=None)
 
     # The shell.
+
+    @property
+    def columns(self) -> dict[str, slice]:
+        """Which columns of the observation are the action mask, under "action_mask"; empty where there is none."""
+        assert self.single_observation_space.shape is not None
+        width = self.single_observation_space.shape[0]
+        return {MASK: slice(width - self.mask_size, width)} if self.mask_size else {}
 
     @property
     def parts(self) -> Sequence[Part]:
@@ -242,5 +253,8 @@ class TensorVectorEnv(VectorEnv):
 
 def _where(mask: torch.Tensor, chosen: State, other: State) -> State:
     """`chosen` where mask (N,) holds, else `other`, for states of tensors (N, ...)."""
-    pairs = zip(chosen, other, strict=True)
-    return tuple(torch.where(mask.view(-1, *[1] * (a.ndim - 1)), a, b) for a, b in pairs)
+    tensors = []
+    for a, b in zip(chosen, other, strict=True):
+        as_column = mask.view(-1, *[1] * (a.ndim - 1))  # (N, 1, ...), with as many dimensions as a
+        tensors.append(torch.where(as_column, a, b))
+    return tuple(tensors)

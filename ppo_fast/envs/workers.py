@@ -7,28 +7,86 @@ told apart from a slow one and named by the environment that it was at. Letters 
 import contextlib
 import ctypes
 import itertools
+import math
 import multiprocessing
 import os
 import signal
 import sys
 import time
 import traceback
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from multiprocessing import connection, util
 from multiprocessing.connection import Connection
-from typing import Any
+from multiprocessing.process import BaseProcess
+from typing import Any, NamedTuple, NoReturn
 
 import numpy as np
 from gymnasium.vector.utils import CloudpickleWrapper, batch_space
 
-from ppo_fast.envs.host import EnvironmentFault
-from ppo_fast.envs.singles import Block, Kind, MakeEnv, Rows, SingleVectorEnv
+from ppo_fast.envs.encoded import HostStep
+from ppo_fast.envs.faults import EnvironmentFault
+from ppo_fast.envs.singles import Block, Kind, Layout, MakeEnv, Rows, SingleVectorEnv
 
 # Seconds that workers get to close their environments before they are killed.
 CLOSING = 3.0
 # Signals that a scheduler or a terminal sends to every process of a run: stopping is the trainer's business, which
 # saves first, and a worker that went at once would be a fault.
 IGNORED = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+CACHE_LINE = 64  # bytes
+
+
+class Shared(NamedTuple):
+    """The arrays that the trainer and its workers share: each process lays them over the same memory."""
+
+    rows: Rows
+    actions: np.ndarray  # (N, *A), what each environment is to do
+    at: np.ndarray  # (W,) int64, which environment each worker is at
+
+    @staticmethod
+    def layout(kind: Kind, num_envs: int, num_workers: int) -> Layout:
+        """Shape and type of each array."""
+        actions = batch_space(kind.action_space, num_envs)
+        assert actions.shape is not None and actions.dtype is not None
+        layout = Rows.layout(kind, num_envs)
+        layout["actions"] = (actions.shape, actions.dtype)
+        layout["at"] = ((num_workers,), np.dtype(np.int64))
+        return layout
+
+    @classmethod
+    def over(cls, memory: ctypes.Array, layout: Layout) -> "Shared":
+        """The arrays over one piece of memory of `shared_bytes(layout)`."""
+        arrays = {}
+        offset = 0
+        for name, (shape, dtype) in layout.items():
+            arrays[name] = np.ndarray(shape, dtype, memoryview(memory), offset)
+            offset += _padded_bytes(shape, dtype)
+        actions = arrays.pop("actions")
+        at = arrays.pop("at")
+        return cls(Rows(**arrays), actions, at)
+
+
+def shared_bytes(layout: Layout) -> int:
+    """Bytes that the arrays of a layout take together."""
+    return sum(_padded_bytes(shape, dtype) for shape, dtype in layout.values())
+
+
+def _padded_bytes(shape: tuple[int, ...], dtype: np.dtype) -> int:
+    """Bytes of an array, up to a whole cache line, so that no two arrays share one."""
+    lines = math.ceil(math.prod(shape) * dtype.itemsize / CACHE_LINE)
+    return lines * CACHE_LINE
+
+
+@dataclass
+class Task:
+    """What a worker process is started with."""
+
+    worker: int  # its number, from 0
+    first: int  # the index of its first environment
+    makers: Any  # CloudpickleWrapper of a tuple of MakeEnv, one for each of its environments
+    kind: Kind
+    memory: ctypes.Array  # of the shared arrays
+    layout: Layout  # of the shared arrays
 
 
 class WorkerVectorEnv(SingleVectorEnv):
@@ -54,29 +112,53 @@ class WorkerVectorEnv(SingleVectorEnv):
         self.fault: EnvironmentFault | None = None
         super().__init__(makers, kind)
 
+    def step(self, actions: np.ndarray) -> HostStep:
+        """Step all with actions (N, *A)."""
+        self.step_async(actions)
+        return self.step_wait()
+
+    def step_async(self, actions: np.ndarray) -> None:
+        """Hand out actions (N, *A) and return; `step_wait` has to follow."""
+        self._shared.actions[...] = actions
+        self._tell("step")
+
+    def step_wait(self) -> HostStep:
+        """What `step` returns, once every worker has stepped."""
+        self._answers()
+        return self._stepped()
+
+    def render(self) -> tuple[Any, ...]:
+        """A frame of each environment."""
+        self._tell("render")
+        frames = []
+        for of_one_worker in self._answers():
+            frames.extend(of_one_worker)
+        return tuple(frames)
+
+    def close_extras(self, **kwargs: Any) -> None:
+        """Close the environments. Workers that don't answer are killed: this neither hangs nor raises."""
+        with contextlib.suppress(AttributeError):  # __init__ failed before there were any
+            self._finalizer()
+
     def _start(self, makers: Sequence[MakeEnv], kind: Kind) -> None:
         context = multiprocessing.get_context()
-        actions = batch_space(kind.action_space, self.num_envs)
-        layout = [
-            *Rows.layout(kind, self.num_envs),
-            (actions.shape, actions.dtype),
-            ((self._num_workers,), np.dtype(np.int64)),
-        ]
-        size = sum(_aligned(shape, dtype) for shape, dtype in layout)
-        shared = context.RawArray(ctypes.c_byte, size)
-        *rows, self._actions, self._at = _arrays(shared, layout)
-        self._rows = Rows(*rows)
+        layout = Shared.layout(kind, self.num_envs, self._num_workers)
+        memory = context.RawArray(ctypes.c_byte, shared_bytes(layout))
+        self._shared = Shared.over(memory, layout)
+        self._rows = self._shared.rows
         bounds = np.linspace(0, self.num_envs, self._num_workers + 1).astype(int).tolist()
-        self.blocks = [range(a, b) for a, b in itertools.pairwise(bounds)]
-        self._at[:] = bounds[:-1]
-        self.processes, self._pipes = [], []
+        self.blocks = [range(first, end) for first, end in itertools.pairwise(bounds)]
+        self._shared.at[:] = bounds[:-1]
+        self.processes: list[BaseProcess] = []
+        self._pipes: list[Connection] = []
         # Also where nobody calls close(): at exit, before multiprocessing itself would wait for the workers in vain.
         self._finalizer = util.Finalize(self, _end, args=(self.processes, self._pipes), exitpriority=100)
         for worker, block in enumerate(self.blocks):
             ours, theirs = context.Pipe()
-            work = (CloudpickleWrapper(tuple(makers[block.start : block.stop])), block.start, kind, worker)  # type: ignore[arg-type]
+            own_makers = CloudpickleWrapper(tuple(makers[block.start : block.stop]))  # type: ignore[arg-type]
+            task = Task(worker, block.start, own_makers, kind, memory, layout)
             process = context.Process(  # type: ignore[attr-defined]
-                target=_work, args=(theirs, ours, shared, layout, *work), name=f"environments-{worker}", daemon=True
+                target=_work, args=(theirs, ours, task), name=f"environments-{worker}", daemon=True
             )
             process.start()
             theirs.close()
@@ -88,21 +170,12 @@ class WorkerVectorEnv(SingleVectorEnv):
             self.close()
             raise
 
-    def step_async(self, actions: np.ndarray) -> None:
-        """Hand out actions (N, *A) and return; `step_wait` has to follow."""
-        self._actions[...] = actions
-        self._tell("step")
-
-    def step_wait(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, dict[str, np.ndarray]]:
-        """What `step` returns, once every worker has stepped."""
+    def _reset(self, seeds: Sequence[int | None], mask: np.ndarray | None, options: dict[str, Any] | None) -> None:
+        self._tell("reset", seeds, mask, options)
         self._answers()
-        return self._stepped()
-
-    def _run(self, command: str, *arguments: Any) -> list[Any]:
-        self._tell(command, *arguments)
-        return [item for answer in self._answers() for item in answer or ()]
 
     def _tell(self, command: str, *arguments: Any) -> None:
+        """Send a command of `_work` to every worker; `_answers` has to follow."""
         if self.fault is not None:
             raise EnvironmentFault(self.fault.index, self.fault.reason)
         for worker, pipe in enumerate(self._pipes):
@@ -111,21 +184,13 @@ class WorkerVectorEnv(SingleVectorEnv):
             except OSError:
                 self._raise_dead(worker)
 
-    def _run_step(self, actions: np.ndarray) -> None:
-        self.step_async(actions)
-        self._answers()
-
-    def close_extras(self, **kwargs: Any) -> None:
-        """Close the environments. Workers that don't answer are killed: this neither hangs nor raises."""
-        with contextlib.suppress(AttributeError):  # __init__ failed before there were any
-            self._finalizer()
-
     def _answers(self) -> list[Any]:
         """One answer of each worker."""
         answers: list[Any] = [None] * len(self._pipes)
-        waiting = dict(zip(self._pipes, range(len(self._pipes)), strict=True))
+        waiting = {pipe: worker for worker, pipe in enumerate(self._pipes)}
         look = min(1.0, self.timeout / 4)
-        at, since = self._at.copy(), np.full(len(self._pipes), time.monotonic())
+        at = self._shared.at.copy()
+        since = np.full(len(self._pipes), time.monotonic())
         while waiting:
             ready = connection.wait(list(waiting), timeout=look)
             for pipe in ready:
@@ -148,26 +213,33 @@ class WorkerVectorEnv(SingleVectorEnv):
 
     def _look_after(self, workers: list[int], at: np.ndarray, since: np.ndarray) -> None:
         """Raise if one of these workers died (its pipe may be held open by a child of its own), or stays at one
-        environment for too long."""
+        environment for too long.
+
+        Args:
+            workers: their numbers.
+            at: (W,), which environment each was at when it was last looked at; brought up to date here.
+            since: (W,), when that was seen first, by time.monotonic; brought up to date here.
+        """
         now = time.monotonic()
         for worker in workers:
             if not self.processes[worker].is_alive():
                 self._raise_dead(worker)
-            if self._at[worker] != at[worker]:
-                at[worker], since[worker] = self._at[worker], now
+            if self._shared.at[worker] != at[worker]:
+                at[worker] = self._shared.at[worker]
+                since[worker] = now
             if now - since[worker] > self.timeout:
                 self.processes[worker].kill()
                 self._raise(worker, f"gave no answer for {self.timeout:g} s")
 
-    def _raise_dead(self, worker: int) -> None:
+    def _raise_dead(self, worker: int) -> NoReturn:
         self.processes[worker].join(1.0)
         self._raise(worker, f"died (exit code {self.processes[worker].exitcode})")
 
-    def _raise(self, worker: int, reason: str) -> None:
+    def _raise(self, worker: int, reason: str) -> NoReturn:
         block = self.blocks[worker]
         if len(block) > 1:
             reason += f"; its worker runs environments {block.start} to {block.stop - 1}"
-        self.fault = EnvironmentFault(int(self._at[worker]), reason)
+        self.fault = EnvironmentFault(int(self._shared.at[worker]), reason)
         raise self.fault
 
 
@@ -176,7 +248,7 @@ def usable_cpus() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
-def _end(processes: list[Any], pipes: list[Connection]) -> None:
+def _end(processes: list[BaseProcess], pipes: list[Connection]) -> None:
     """Ask the workers to close, wait, kill what is left."""
     for pipe in pipes:
         with contextlib.suppress(OSError, ValueError):
@@ -190,8 +262,9 @@ def _end(processes: list[Any], pipes: list[Connection]) -> None:
         pipe.close()
 
 
-def _kill(process: Any) -> None:
+def _kill(process: BaseProcess) -> None:
     """End a worker, and what it started: it leads a process group of its own."""
+    assert process.pid is not None
     if process.exitcode != 0 and hasattr(os, "killpg"):
         with contextlib.suppress(ProcessLookupError, PermissionError):
             os.killpg(process.pid, signal.SIGKILL)
@@ -199,29 +272,39 @@ def _kill(process: Any) -> None:
     process.join(CLOSING)
 
 
-def _work(
-    pipe: Connection, parents: Connection, shared: Any, layout: list, wrapped: Any, first: int, kind: Kind, worker: int
-) -> None:
+def _work(pipe: Connection, parents: Connection, task: Task) -> None:
     """The life of a worker: make the environments, do as told, until "close" or the parent's end."""
     parents.close()
     _settle_in()
-    makers = wrapped.fn
-    *rows, actions, at = _arrays(shared, layout)
-    actions = actions[first : first + len(makers)]
+    makers: tuple[MakeEnv, ...] = task.makers.fn
+    shared = Shared.over(task.memory, task.layout)
+    actions = shared.actions[task.first : task.first + len(makers)]
     block = None
     with contextlib.suppress(EOFError, OSError):
         try:
-            block = Block(makers, first, kind, Rows(*rows), at[worker : worker + 1])
+            block = Block(makers, task.first, task.kind, shared.rows, shared.at[task.worker : task.worker + 1])
             pipe.send(None)
-            while (message := pipe.recv())[0] != "close":
-                command, arguments = message
-                # A copy: an environment may keep its action, and the next one comes into the same memory.
-                pipe.send(block.step(actions.copy()) if command == "step" else getattr(block, command)(*arguments))
+            _serve(pipe, block, actions)
         except EnvironmentFault as fault:
             fault.add_note("".join(traceback.format_exception(fault.__cause__)))
             pipe.send(fault)
     if block is not None:
         block.close()
+
+
+def _serve(pipe: Connection, block: Block, actions: np.ndarray) -> None:
+    """Do what the messages (command, arguments) say, and answer each, until "close"."""
+    commands: dict[str, Callable[..., Any]] = {
+        # A copy: an environment may keep its action, and the next one comes into the same memory.
+        "step": lambda: block.step(actions.copy()),
+        "reset": block.reset,
+        "render": block.render,
+    }
+    while True:
+        command, arguments = pipe.recv()
+        if command == "close":
+            return
+        pipe.send(commands[command](*arguments))
 
 
 def _settle_in() -> None:
@@ -238,17 +321,3 @@ def _settle_in() -> None:
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)
         if os.getppid() != parent:
             os._exit(1)
-
-
-def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> int:
-    """Bytes of an array in shared memory, up to the next cache line."""
-    return -(-int(np.prod(shape)) * dtype.itemsize // 64) * 64
-
-
-def _arrays(shared: Any, layout: list[tuple[tuple[int, ...], np.dtype]]) -> list[np.ndarray]:
-    """The arrays of `layout` over one piece of shared memory."""
-    arrays, offset = [], 0
-    for shape, dtype in layout:
-        arrays.append(np.ndarray(shape, dtype, shared, offset))
-        offset += _aligned(shape, dtype)
-    return arrays

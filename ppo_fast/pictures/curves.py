@@ -1,108 +1,121 @@
-"""curves.png, the picture at the end of every run: return, speed, losses and diagnostics against environment steps.
+"""Curves as arrays: one column of a run over steps or time, smoothed, thinned, and averaged over runs.
 
-run.finish(result, draw=plot_curves)
+    lines = [smoothed(curve(run.rows, names.EPISODIC_RETURN, "steps")) for run in runs]
+    mean, low, high = mean_with_band(lines)
+
+Letters: K points of a curve, R runs.
 """
 
+from __future__ import annotations
+
 import math
-from collections.abc import Mapping, Sequence
-from itertools import accumulate
-from pathlib import Path
-from typing import Any
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Literal, NamedTuple
 
-Row = Mapping[str, Any]
+import numpy as np
 
-# The panels of curves.png: title and column.
-PANELS = (
-    ("episodic return", "charts/episodic_return"),
-    ("steps per second", "charts/SPS"),
-    ("policy loss", "losses/policy_loss"),
-    ("value loss", "losses/value_loss"),
-    ("approximate KL", "losses/approx_kl"),
-    ("clip fraction", "losses/clipfrac"),
-    ("explained variance", "losses/explained_variance"),
-    ("entropy", "losses/entropy"),
-)
-FROM_ZERO = ("charts/SPS", "losses/value_loss", "losses/approx_kl", "losses/clipfrac", "losses/entropy")
-DECADES = 100  # between the largest and the smallest value loss, from which on its axis is logarithmic
-INK, RAW, TREND = "#333333", "#9ecae1", "#08519c"  # two blues that differ in lightness: no colour vision needed
+from ppo_fast import names
+
+Axis = Literal["steps", "time"]  # environment steps, or seconds of training
+SMOOTHED_PART = 20  # a curve is averaged over one part in 20 of its points
 
 
-def plot_curves(folder: Path, rows: Sequence[Row]) -> bool:
-    """Draw `folder`/curves.png.
+class Curve(NamedTuple):
+    """Points of one line."""
+
+    x: np.ndarray  # (K,), strictly rising
+    y: np.ndarray  # (K,)
+
+
+class Band(NamedTuple):
+    """Several curves as one, where all of them have values."""
+
+    mean: Curve
+    low: np.ndarray  # (K,)
+    high: np.ndarray  # (K,)
+
+
+def curve(rows: Iterable[Mapping[str, float]], column: str, axis: Axis) -> Curve:
+    """One column over environment steps or over seconds of training.
 
     Args:
-        folder: of the run, whose name is the title.
-        rows: as metrics.jsonl has them. Columns that were not logged, and values that are null or no numbers, leave
-            their place empty.
-
-    Returns:
-        False, and no picture, when there is no row to draw.
+        rows: with finite numbers only, as `records.read_run` gives them. Those without the column are left out.
+        column: such as "charts/episodic_return".
+        axis: of x.
     """
-    rows = [row for row in rows if _is_finite(row.get("global_step"))]
-    if not rows:
-        return False
-    # Figure alone, without pyplot: no display, no global state, half the import time.
-    from matplotlib.figure import Figure
-
-    figure = Figure(figsize=(14, 6), dpi=110, facecolor="white")
-    # Fixed margins: a layout engine would draw everything twice, and the user waits for it.
-    figure.subplots_adjust(left=0.04, right=0.985, bottom=0.085, top=0.875, wspace=0.24, hspace=0.32)
-    figure.suptitle(f"{folder.name}, against environment steps", x=0.01, ha="left", fontsize=11, color=INK)
-    for axes, (title, column) in zip(figure.subplots(2, 4).flat, PANELS, strict=True):
-        _draw_panel(axes, title, column, rows)
-    figure.savefig(folder / "curves.png")
-    return True
+    x: list[float] = []
+    y: list[float] = []
+    for row in rows:
+        place = position(row, axis)
+        # Strictly rising, or there is nothing to interpolate: a clock may go back where a run was resumed.
+        if column in row and place is not None and (not x or place > x[-1]):
+            x.append(place)
+            y.append(row[column])
+    return Curve(np.array(x, dtype=np.float64), np.array(y, dtype=np.float64))
 
 
-def _draw_panel(axes: Any, title: str, column: str, rows: Sequence[Row]) -> None:
-    """One curve: every logged value in light blue, their moving average in dark blue."""
-    points = [(row["global_step"], row[column]) for row in rows if _is_finite(row.get(column))]
-    axes.set_title(title, loc="left", fontsize=10, color=INK, y=1.0)  # where it is: looking for room takes 0.3 s
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.tick_params(labelsize=8, colors=INK)
-    axes.grid(axis="y", color="#e5e5e5", linewidth=0.7)
-    if not points:
-        axes.text(0.5, 0.5, "not logged", transform=axes.transAxes, ha="center", va="center", color="#888888")
-        axes.set(xticks=[], yticks=[])
-        return
-    steps, values = zip(*points, strict=True)
-    width = max(1, len(values) // 20)
-    axes.plot(steps, values, color=RAW, linewidth=1.0, marker="o" if len(values) == 1 else "")
-    axes.plot(steps, _moving_average(values, width), color=TREND, linewidth=1.6)
-    axes.xaxis.set_major_formatter(lambda value, _: short_number(value))
-    axes.margins(x=0.01)
-    scale(axes, column, min(values), max(values))
+def position(row: Mapping[str, float], axis: Axis) -> float | None:
+    """Where a row stands: its global_step, or the seconds of training until then.
+
+    The seconds are its "time/elapsed", or for older runs the steps over the mean steps per second so far. None where
+    the row has neither.
+    """
+    if axis == "steps":
+        return row[names.GLOBAL_STEP]
+    if names.ELAPSED in row:
+        return row[names.ELAPSED]
+    speed = row.get(names.SPS, 0.0)
+    return row[names.GLOBAL_STEP] / speed if speed > 0 else None
 
 
-def scale(axes: Any, column: str, low: float, high: float) -> None:
-    """The vertical axis of a column with values from `low` to `high`: logarithmic for errors that fall by more than two
-    decades, from zero for what counts from there."""
-    if column == "losses/value_loss" and low > 0 and high / low > DECADES:
-        axes.set_yscale("log")
-        return
-    axes.yaxis.set_major_formatter(lambda value, _: short_number(value))
-    if column in FROM_ZERO and low >= 0:
-        axes.set_ylim(bottom=0)
-    if column == "losses/explained_variance":  # far below 0 means no more than 0
-        axes.set_ylim(bottom=max(axes.get_ylim()[0], -1.0), top=1.05)
+def smooth(values: np.ndarray, width: int) -> np.ndarray:
+    """Mean over `width` values around each of the (K,) values, fewer at the ends."""
+    sums = np.concatenate([[0.0], np.cumsum(values)])
+    middle = np.arange(len(values))
+    low = np.maximum(0, middle - width // 2)
+    high = np.minimum(len(values), middle + width // 2 + 1)
+    return (sums[high] - sums[low]) / (high - low)
 
 
-def _is_finite(value: object) -> bool:
-    return isinstance(value, (int, float)) and math.isfinite(value)
+def smoothed(line: Curve) -> Curve:
+    """The curve averaged over a twentieth of its points around each."""
+    return Curve(line.x, smooth(line.y, max(1, len(line.y) // SMOOTHED_PART)))
 
 
-def _moving_average(values: Sequence[float], width: int) -> list[float]:
-    """Mean over `width` values around each, fewer at the ends."""
-    sums = [0.0, *accumulate(values)]
-    last = len(values)
-    bounds = [(max(0, i - width // 2), min(last, i + width // 2 + 1)) for i in range(last)]
-    return [(sums[stop] - sums[start]) / (stop - start) for start, stop in bounds]
+def common_grid(lines: Sequence[Curve], points: int = 200) -> tuple[np.ndarray, np.ndarray]:
+    """Curves at equal places, where all of them have values: x (K,) and their values (R, K), linearly between points.
+
+    Curves without a point do not count. Both are empty where the others share no stretch.
+    """
+    lines = [line for line in lines if len(line.x)]
+    low = max((line.x[0] for line in lines), default=1.0)
+    high = min((line.x[-1] for line in lines), default=0.0)
+    if low > high:
+        return np.empty(0), np.empty((len(lines), 0))
+    x = np.linspace(low, high, points if high > low else 1)
+    return x, np.stack([np.interp(x, line.x, line.y) for line in lines])
 
 
-def short_number(value: float) -> str:
-    """1500000 -> 1.5M, 0.0025 -> 0.0025: tick labels that fit a small panel."""
-    for limit, unit in ((1e9, "G"), (1e6, "M"), (1e4, "k")):
-        if abs(value) >= limit:
-            scale = 1e3 if unit == "k" else limit
-            return f"{value / scale:.4g}{unit}"
-    return f"{value:.4g}"
+def mean_with_band(lines: Sequence[Curve]) -> Band:
+    """The mean of curves and one standard deviation around it, which is cut off at the lowest and the highest curve.
+
+    Empty where the curves share no stretch.
+    """
+    x, values = common_grid(lines)
+    if not len(x):
+        return Band(Curve(x, np.empty(0)), np.empty(0), np.empty(0))
+    mean = values.mean(0)
+    deviation = values.std(0)
+    low = np.maximum(mean - deviation, values.min(0))
+    high = np.minimum(mean + deviation, values.max(0))
+    return Band(Curve(x, mean), low, high)
+
+
+def thinned(line: Curve, points: int = 400) -> Curve:
+    """At most about `points` points of a curve, means of neighbours: what a picture can show."""
+    every = math.ceil(len(line.x) / points)
+    if every <= 1:
+        return line
+    starts = np.arange(0, len(line.x), every)
+    counts = np.diff(np.append(starts, len(line.x)))
+    return Curve(np.add.reduceat(line.x, starts) / counts, np.add.reduceat(line.y, starts) / counts)

@@ -8,11 +8,11 @@ An interval says what other seeds would have given. From fewer than five seeds a
 from one there is none: (NaN, NaN).
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from types import ModuleType
+
+import numpy as np
 
 RESAMPLES = 2000
 
@@ -30,7 +30,10 @@ def iqm(values: Sequence[float]) -> float:
 
 
 def bootstrap_interval(
-    values: Sequence[float], statistic: Callable[[Any], float], confidence: float = 0.95, seed: int = 0
+    values: Sequence[float],
+    statistic: Callable[[Sequence[float]], float],
+    confidence: float = 0.95,
+    seed: int = 0,
 ) -> tuple[float, float]:
     """Interval of a statistic by the percentile bootstrap over the values, with 2,000 resamples.
 
@@ -47,19 +50,12 @@ def bootstrap_interval(
         ValueError, ModuleNotFoundError: as `iqm`.
     """
     sample = _checked(values)
-    stats = _scipy_stats()
+    _scipy_stats()  # a missing package is said for one value as well
     if len(sample) < 2:
         return math.nan, math.nan
-    found = stats.bootstrap(
-        (sample,),
-        _iqm_along if statistic is iqm else statistic,
-        n_resamples=RESAMPLES,
-        confidence_level=confidence,
-        method="percentile",
-        vectorized=statistic is iqm,  # all resamples at once: 50 times as fast
-        rng=_generator(seed),
-    ).confidence_interval
-    return float(found.low), float(found.high)
+    if statistic is iqm:  # all resamples at once: 50 times as fast
+        return _bootstrap((sample,), _iqm_along, confidence, seed, vectorized=True)
+    return _bootstrap((sample,), statistic, confidence, seed, vectorized=False)
 
 
 def probability_of_improvement(
@@ -75,38 +71,48 @@ def probability_of_improvement(
     Raises:
         ValueError, ModuleNotFoundError: as `iqm`.
     """
-    first, second = _checked(a), _checked(b)
-    stats = _scipy_stats()
-    p = float(_chance(first, second, axis=-1))
+    first = _checked(a)
+    second = _checked(b)
+    _scipy_stats()
+    p = float(_chance_along(first, second, axis=-1))
     if len(first) < 2 or len(second) < 2:
         return p, math.nan, math.nan
-    found = stats.bootstrap(
-        (first, second),
-        _chance,
+    low, high = _bootstrap((first, second), _chance_along, confidence, seed, vectorized=True)
+    return p, low, high
+
+
+def _bootstrap(
+    samples: tuple[np.ndarray, ...],
+    statistic: Callable[..., float | np.ndarray],
+    confidence: float,
+    seed: int,
+    vectorized: bool,
+) -> tuple[float, float]:
+    """The bounds of a statistic of one or two samples; a vectorized one takes all resamples and an `axis`."""
+    found = _scipy_stats().bootstrap(
+        samples,
+        statistic,
         n_resamples=RESAMPLES,
         confidence_level=confidence,
         method="percentile",
-        vectorized=True,
-        rng=_generator(seed),
-    ).confidence_interval
-    return p, float(found.low), float(found.high)
+        vectorized=vectorized,
+        rng=np.random.default_rng(seed),
+    )
+    return float(found.confidence_interval.low), float(found.confidence_interval.high)
 
 
-def _iqm_along(samples: Any, /, *, axis: int) -> Any:
+def _iqm_along(samples: np.ndarray, /, *, axis: int) -> np.ndarray:
     return _scipy_stats().trim_mean(samples, 0.25, axis=axis)
 
 
-def _chance(x: Any, y: Any, /, *, axis: int) -> Any:
+def _chance_along(x: np.ndarray, y: np.ndarray, /, *, axis: int) -> np.ndarray:
     """Share of the pairs that x wins, a tie counting half. `axis` is the last one, as bootstrap calls it."""
-    import numpy as np
-
     assert axis == -1
-    return (np.sign(x[..., :, None] - y[..., None, :]).mean(axis=(-2, -1)) + 1) / 2
+    signs = np.sign(x[..., :, None] - y[..., None, :])  # 1 where x wins, 0 for a tie, -1 where y does
+    return (signs.mean(axis=(-2, -1)) + 1) / 2
 
 
-def _checked(values: Sequence[float]) -> Any:
-    import numpy as np
-
+def _checked(values: Sequence[float]) -> np.ndarray:
     sample = np.asarray(values, dtype=np.float64)
     if sample.ndim != 1 or sample.size == 0:
         raise ValueError(f"needs a list of at least one value, got {values!r}")
@@ -115,13 +121,7 @@ def _checked(values: Sequence[float]) -> Any:
     return sample
 
 
-def _generator(seed: int) -> Any:
-    import numpy as np
-
-    return np.random.default_rng(seed)
-
-
-def _scipy_stats() -> Any:
+def _scipy_stats() -> ModuleType:
     try:
         from scipy import stats
     except ImportError as problem:

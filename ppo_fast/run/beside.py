@@ -12,8 +12,11 @@ import sys
 import warnings
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 
 import torch
+
+from ppo_fast import names
 
 CAN_FORK = sys.platform == "linux"
 
@@ -26,12 +29,18 @@ class Beside:
         name: of the process.
         niceness: of the process: 19 leaves the CPU to everything else, 0 takes its share.
         seconds: that one waits for it before it is ended; None for as long as it takes.
+
+    Attributes:
+        process: the other process; None once it has ended, and where there is none.
     """
 
     def __init__(
         self, function: Callable[[], object], name: str, niceness: int = 0, seconds: float | None = None
     ) -> None:
-        self.process, self._problem, self._function, self._seconds = None, None, function, seconds
+        self.process: BaseProcess | None = None
+        self._function = function
+        self._seconds = seconds
+        self._problem: str | None = None
         if not CAN_FORK:
             self._problem = _attempt(function)
             return
@@ -54,14 +63,17 @@ class Beside:
         Returns:
             None when all went well, else what was wrong, in a line.
         """
-        if self.process is not None:
-            try:
-                late = not self._answer.poll(self._seconds)
-                self._problem = f"not done in {self._seconds} s" if late else self._answer.recv()
-            except EOFError:  # killed
-                self.process.join()
-                self._problem = f"its process ended with exit code {self.process.exitcode}"
-            self.end(None if self._problem is None else 0.0)
+        if self.process is None:
+            return self._problem
+        try:
+            if self._answer.poll(self._seconds):
+                self._problem = self._answer.recv()
+            else:
+                self._problem = f"not done in {self._seconds} s"
+        except EOFError:  # killed
+            self.process.join()
+            self._problem = f"its process ended with exit code {self.process.exitcode}"
+        self.end(None if self._problem is None else 0.0)
         return self._problem
 
     def insist(self) -> None:
@@ -84,7 +96,7 @@ def _attempt(function: Callable[[], object]) -> str | None:
     try:
         function()
     except Exception as problem:  # a renderer's own, an encoder's, a full disk
-        return (str(problem).strip() or type(problem).__name__).splitlines()[0]
+        return names.first_line(problem)
     return None
 
 

@@ -15,6 +15,7 @@ from ppo_fast.algorithm import networks, ppo
 from ppo_fast.engine import speed
 
 CPU = torch.device("cpu")
+pytestmark = pytest.mark.full_end
 
 
 def counted_flops(args: train.Args) -> float:

@@ -1,67 +1,64 @@
-"""curves.png of whatever a metrics.jsonl may hold."""
+"""Curves as arrays against plain means and interpolation by hand."""
 
-import json
 import math
-import os
-import subprocess
-import sys
 
 import numpy as np
-import pytest
-from run_folders import make_row
+from run_folders import write_run
 
-from ppo_fast.jsonl import read
-from ppo_fast.pictures import curves
-from ppo_fast.pictures.curves import plot_curves
+from ppo_fast.pictures.curves import Curve, common_grid, curve, mean_with_band, smooth, thinned
+from ppo_fast.pictures.records import read_run
 
-COLUMNS = [column for _, column in curves.PANELS]
-PNG = b"\x89PNG"
-
-BROKEN_FILES = {
-    "half row at the end": json.dumps(make_row(1)) + "\n" + json.dumps(make_row(2))[:40],
-    "half row in the middle": json.dumps(make_row(1))[:25] + "\n" + json.dumps(make_row(2)) + "\n",
-    "nulls": json.dumps(make_row(1, **dict.fromkeys(COLUMNS))) + "\n" + json.dumps(make_row(2)) + "\n",
-    "all null": json.dumps(make_row(1, **dict.fromkeys(COLUMNS))) + "\n",
-    "NaN of a lax writer": json.dumps(make_row(1, **dict.fromkeys(COLUMNS, math.nan))) + "\n",
-    "missing columns": '{"global_step": 1, "charts/SPS": 5}\n{"global_step": 2, "losses/entropy": 0.3}\n',
-    "only steps": '{"global_step": 1}\n{"global_step": 2}\n',
-    "rows that are no rows": '[1, 2]\n5\nnull\n"x"\n' + json.dumps(make_row(1)) + "\n",
-    "values that are no numbers": json.dumps(make_row(1, **dict.fromkeys(COLUMNS, "x"))) + "\n",
-    "bytes of a broken disk": "\x00\x00\x00\n" + json.dumps(make_row(1)) + "\n",
-}
+ROWS = [{"global_step": 64 * i, "charts/episodic_return": float(i), "time/elapsed": i / 8} for i in range(1, 11)]
 
 
-@pytest.mark.parametrize("text", BROKEN_FILES.values(), ids=BROKEN_FILES.keys())
-def test_curves_survive_a_broken_file(tmp_path, text):
-    (tmp_path / "metrics.jsonl").write_text(text)
-    assert plot_curves(tmp_path, read(tmp_path / "metrics.jsonl").rows) is True
-    assert (tmp_path / "curves.png").read_bytes().startswith(PNG)
+def test_time_is_elapsed_or_steps_over_speed(tmp_path):
+    new = read_run(write_run(tmp_path, "new", ROWS))
+    assert curve(new.rows, "charts/episodic_return", "time").x.tolist() == [i / 8 for i in range(1, 11)]
+    rows = [{"global_step": 100 * i, "charts/SPS": 50.0, "y": i} for i in range(1, 4)]
+    old = read_run(write_run(tmp_path, "old", [*rows, {"global_step": 400, "charts/SPS": 0.0, "y": 4}]))
+    assert curve(old.rows, "y", "time").x.tolist() == [2.0, 4.0, 6.0]
 
 
-@pytest.mark.parametrize("text", ["", "\n\n", '{"global_st', '{"charts/SPS": 5}\n', '{"global_step": null}\n'])
-def test_no_row_no_picture(tmp_path, text):
-    (tmp_path / "metrics.jsonl").write_text(text)
-    assert plot_curves(tmp_path, read(tmp_path / "metrics.jsonl").rows) is False
-    assert not (tmp_path / "curves.png").exists()
+def test_a_clock_that_goes_back_leaves_a_rising_curve(tmp_path):
+    times = [1.0, 2.0, 3.0, 0.5, 2.5, 3.5, 3.5]
+    rows = [{"global_step": i, "time/elapsed": x, "y": i} for i, x in enumerate(times)]
+    x, y = curve(read_run(write_run(tmp_path, "run", rows)).rows, "y", "time")
+    assert x.tolist() == [1.0, 2.0, 3.0, 3.5] and y.tolist() == [0, 1, 2, 5]
 
 
-def test_moving_average_against_a_plain_mean():
-    values = tuple(np.random.default_rng(0).normal(size=50).tolist())
-    for width in (1, 2, 5, 9):
+def test_smoothing_is_a_mean_over_neighbours():
+    values = np.random.default_rng(0).normal(size=30)
+    for width in (1, 3, 7):
         half = width // 2
-        expected = [float(np.mean(values[max(0, i - half) : i + half + 1])) for i in range(50)]
-        assert curves._moving_average(values, width) == pytest.approx(expected)
+        expected = [values[max(0, i - half) : i + half + 1].mean() for i in range(30)]
+        np.testing.assert_allclose(smooth(values, width), expected, rtol=0, atol=1e-12)
 
 
-def test_tick_labels_are_short_and_right():
-    labels = {0.0025: "0.0025", 500.0: "500", 9000: "9000", 250_000: "250k", 1_500_000: "1.5M", -2e9: "-2G", 0: "0"}
-    assert {value: curves.short_number(value) for value in labels} == labels
+def test_curves_meet_where_all_of_them_are():
+    a = Curve(np.array([0.0, 10.0]), np.array([0.0, 10.0]))
+    b = Curve(np.array([5.0, 20.0]), np.array([1.0, 1.0]))
+    x, values = common_grid([a, b], points=6)
+    assert x.tolist() == [5, 6, 7, 8, 9, 10]
+    assert values.tolist() == [[5, 6, 7, 8, 9, 10], [1] * 6]
+    later = Curve(np.array([30.0]), np.array([1.0]))
+    assert common_grid([a, later])[0].size == common_grid([])[0].size == 0
+    assert common_grid([later, later])[1].tolist() == [[1.0], [1.0]]
 
 
-def test_importing_it_is_cheap():
-    code = (
-        "import sys, ppo_fast.pictures.curves; print([name for name in ('matplotlib', 'torch') if name in sys.modules])"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
+def test_the_band_is_a_deviation_within_the_curves():
+    x = np.array([0.0, 1.0])
+    lines = [Curve(x, np.array([y, y])) for y in (1.0, 1.0, 10.0)]
+    mean, low, high = mean_with_band(lines)
+    assert (mean.y == 4.0).all() and (low == 1.0).all()
+    np.testing.assert_allclose(high, 4.0 + math.sqrt(18.0))
+    apart = [Curve(np.array([0.0]), np.array([1.0])), Curve(np.array([2.0]), np.array([1.0]))]
+    assert all(part.size == 0 for part in (*mean_with_band(apart).mean, mean_with_band(apart).low))
+
+
+def test_thinning_keeps_the_mean_and_the_order():
+    x = np.arange(10_000.0)
+    few = thinned(Curve(x, x**2), 400)
+    assert 390 <= len(few.x) <= 410 and (np.diff(few.x) > 0).all()
+    assert math.isclose(few.y.mean(), (x**2).mean(), rel_tol=1e-3)
+    short = Curve(x[:5], x[:5])
+    assert thinned(short, 400) is short

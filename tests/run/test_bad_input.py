@@ -273,11 +273,9 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run of two checkpoints, stopped before its end."""
     root = tmp_path_factory.mktemp("finished")
     few = {"total_timesteps": 160, "save_interval": 1, "max_runtime": 1e-9, "compile": "off", "norm_obs": True}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("ppo_fast.run.session.curves.plot_curves", lambda *_: None)
-        train(Args(**TINY, **few, run_root=str(root)))
-        [run] = root.iterdir()
-        train(Args(resume=str(run), max_runtime=1e-9, quiet=True))
+    train(Args(**TINY, **few, run_root=str(root)))
+    [run] = root.iterdir()
+    train(Args(resume=str(run), max_runtime=1e-9, quiet=True))
     return run
 
 

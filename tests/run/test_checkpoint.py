@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 
-from ppo_fast.run import checkpoint, randomness
+from ppo_fast.run import checkpoint, find
 from ppo_fast.run.checkpoint import DamagedCheckpoint
 
 REPOSITORY = Path(__file__).parents[2]
@@ -167,14 +167,14 @@ def test_best_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     path = checkpoint.save(tmp_path, 1, small(1))
     checkpoint.mark_best(path)
     path.unlink()
-    assert checkpoint.latest(tmp_path)[1]["step"] == 1
+    assert find.latest(tmp_path)[1]["step"] == 1
     assert not leftovers(tmp_path)
 
 
 def test_steps_sort_as_numbers(tmp_path: Path) -> None:
     for step in (9, 10, 10**13):
         checkpoint.save(tmp_path, step, small(step), keep=2)
-    assert checkpoint.latest(tmp_path)[1]["step"] == 10**13
+    assert find.latest(tmp_path)[1]["step"] == 10**13
     assert steps_in(tmp_path) == [10, 10**13]
 
 
@@ -183,7 +183,7 @@ def test_going_back_leaves_the_other_future_behind(tmp_path: Path, keep: int) ->
     for step in (100, 200, 300):
         checkpoint.save(tmp_path, step, small(step), keep)
     checkpoint.save(tmp_path, 150, small(150), keep)
-    assert checkpoint.latest(tmp_path)[1]["step"] == 150
+    assert find.latest(tmp_path)[1]["step"] == 150
     assert checkpoint.load(tmp_path / f"superseded-checkpoint-{300:012d}.pt")["step"] == 300
 
 
@@ -228,7 +228,7 @@ KILL_SCRIPT = """
     import os, random, signal, sys, time
     from pathlib import Path
     import torch
-    from ppo_fast.run import checkpoint
+    from ppo_fast.run import checkpoint, find
 
     folder, count, seed = Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
     delays = random.Random(seed)
@@ -251,7 +251,7 @@ KILL_SCRIPT = """
         told += os.read(reader, 1 << 20)
         os.close(reader)
         during += any(folder.glob(".*tmp"))
-        path, payload, skipped = checkpoint.latest(folder)
+        path, payload, skipped = find.latest(folder)
         torn += len(skipped)
         acknowledged = int(told.split()[-1])
         assert acknowledged <= payload["step"] <= acknowledged + 1, (acknowledged, payload["step"])
@@ -287,7 +287,7 @@ KILL_AT_CALL_SCRIPT = """
     import io, os, signal, sys
     from pathlib import Path
     import torch
-    from ppo_fast.run import checkpoint
+    from ppo_fast.run import checkpoint, find
 
     torch.set_num_threads(1)
     root = Path(sys.argv[1])
@@ -314,7 +314,7 @@ KILL_AT_CALL_SCRIPT = """
                 checkpoint.save(folder, 2, {"step": 2}, keep=1)
                 os._exit(0)
             killed = os.WIFSIGNALED(os.waitpid(child, 0)[1])
-            _, payload, skipped = checkpoint.latest(folder)
+            _, payload, skipped = find.latest(folder)
             assert payload["step"] in (1, 2) and not skipped
             assert killed or payload["step"] == 2
             found[killed, payload["step"]] = found.get((killed, payload["step"]), 0) + 1
@@ -346,13 +346,13 @@ def assert_found_and_passed_over(folder: Path, newest: Path, data: bytes) -> Non
     with pytest.raises(DamagedCheckpoint) as caught:
         checkpoint.load(newest)
     assert str(newest) in str(caught.value) and "\n" not in str(caught.value)
-    path, payload, skipped = checkpoint.latest(folder)
+    path, payload, skipped = find.latest(folder)
     assert payload["step"] == 1 and path != newest
     assert skipped == [str(caught.value)]
 
 
 def test_200_truncations(two: Path) -> None:
-    newest = checkpoint.latest(two)[0]
+    newest = find.latest(two)[0]
     data = newest.read_bytes()
     offsets = {0, 1, len(data) - 1, len(data) - checkpoint.COMMENT_SIZE}
     offsets |= set(random.Random(1).sample(range(2, len(data) - 1), 200 - len(offsets)))
@@ -362,7 +362,7 @@ def test_200_truncations(two: Path) -> None:
 
 
 def test_200_flipped_bytes(two: Path) -> None:
-    newest = checkpoint.latest(two)[0]
+    newest = find.latest(two)[0]
     data = newest.read_bytes()
     choose = random.Random(2)
     for offset in [0, len(data) - 1, *choose.sample(range(1, len(data) - 1), 198)]:
@@ -373,7 +373,7 @@ def test_200_flipped_bytes(two: Path) -> None:
 
 @pytest.mark.parametrize("kind", ["zeros", "text", "appended", "plain torch file", "list inside", "type inside"])
 def test_other_damage(two: Path, kind: str) -> None:
-    newest = checkpoint.latest(two)[0]
+    newest = find.latest(two)[0]
     data = newest.read_bytes()
     archive = io.BytesIO()
     # weights_only lets some types through that `save` would not take.
@@ -388,32 +388,6 @@ def test_other_damage(two: Path, kind: str) -> None:
         "type inside": seal(archive.getvalue()),
     }
     assert_found_and_passed_over(two, newest, contents[kind])
-
-
-def test_all_damaged_or_none_there(two: Path) -> None:
-    with pytest.raises(FileNotFoundError, match="no checkpoint here"):
-        checkpoint.latest(two / "nowhere")
-    for path in two.iterdir():
-        path.write_bytes(b"")
-    with pytest.raises(DamagedCheckpoint, match=r"none of 2 checkpoints is valid; .*000000000002\.pt: truncated"):
-        checkpoint.latest(two)
-
-
-def test_unreadable_is_passed_over(two: Path) -> None:
-    newest = checkpoint.latest(two)[0]
-    newest.unlink()
-    newest.mkdir()
-    _, payload, skipped = checkpoint.latest(two)
-    assert payload["step"] == 1 and skipped == [f"{newest}: Is a directory"]
-
-
-def test_best_is_the_last_resort(two: Path) -> None:
-    path, _, _ = checkpoint.latest(two)
-    (two / "best.pt").write_bytes(path.read_bytes())
-    for damaged in two.glob("checkpoint-*"):
-        damaged.write_bytes(b"")
-    found, payload, skipped = checkpoint.latest(two)
-    assert found.name == "best.pt" and payload["step"] == 2 and len(skipped) == 2
 
 
 # ---------------------------------------------------------------- code in a checkpoint
@@ -459,7 +433,7 @@ def malicious(mark: Path) -> dict[str, bytes]:
 def test_code_in_a_checkpoint_never_runs(two: Path, tmp_path: Path, kind: str) -> None:
     mark = tmp_path / "mark"
     data = malicious(mark)[kind]
-    newest = checkpoint.latest(two)[0]
+    newest = find.latest(two)[0]
     assert_found_and_passed_over(two, newest, seal(data))
     assert not mark.exists()
     # The same bytes do run where a loader lets them, so the test above is one.
@@ -484,7 +458,7 @@ def test_disk_full_20_times(tmp_path: Path) -> None:
             resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
         assert caught.value.errno == errno.EFBIG
         assert [path.name for path in tmp_path.iterdir()] == [f"checkpoint-{1:012d}.pt"]
-        assert checkpoint.latest(tmp_path)[1]["step"] == 1
+        assert find.latest(tmp_path)[1]["step"] == 1
     assert checkpoint.load(checkpoint.save(tmp_path, 30, small(30)))["step"] == 30
 
 
@@ -504,127 +478,3 @@ def test_no_permission(two: Path) -> None:
     (two / "file").write_text("")
     with pytest.raises(OSError):
         checkpoint.save(two / "file" / "checkpoints", 3, small(3))
-
-
-# ---------------------------------------------------------------- --resume
-
-
-@pytest.fixture
-def root(tmp_path: Path) -> Path:
-    for age, run in enumerate(["new", "old", "damaged"]):
-        path = checkpoint.save(tmp_path / run / "checkpoints", 10 - age, {"run": run})
-        os.utime(path, (1_000_000 - age, 1_000_000 - age))
-    path.write_bytes(b"")
-    os.utime(path, (2_000_000, 2_000_000))
-    (tmp_path / "empty").mkdir()
-    return tmp_path
-
-
-def test_resolve_run_folder_file_and_latest(root: Path) -> None:
-    by_run = checkpoint.resolve(str(root / "old"), root)
-    assert (by_run.payload["run"], by_run.run, by_run.skipped) == ("old", root / "old", [])
-    by_folder = checkpoint.resolve(str(root / "old" / "checkpoints"), root)
-    by_file = checkpoint.resolve(str(by_run.path), root)
-    assert by_folder.run == by_file.run == root / "old" and by_file.path == by_run.path
-    found = checkpoint.resolve("latest", root)
-    assert found.run == root / "new" and found.payload["run"] == "new"
-    assert len(found.skipped) == 1 and "damaged" in found.skipped[0]
-
-
-def test_resolve_names_what_it_passed_over_within_a_run(two: Path) -> None:
-    newest = checkpoint.latest(two)[0]
-    newest.write_bytes(b"")
-    found = checkpoint.resolve(str(two), two)
-    assert found.payload["step"] == 1 and len(found.skipped) == 1 and newest.name in found.skipped[0]
-
-
-@pytest.mark.parametrize("spec", ["", "nowhere", "empty", "damaged", "new/config.json", "x" * 5000, "nul\0byte"])
-def test_resolve_refuses_in_one_line(root: Path, spec: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.chdir(root)
-    (root / "new" / "config.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"\A--resume: [^\n]+\Z"):
-        checkpoint.resolve(spec, root)
-
-
-def test_resolve_latest_without_any_run(root: Path) -> None:
-    with pytest.raises(ValueError, match=r"\A--resume: no run with a valid checkpoint below [^\n;]+\Z"):
-        checkpoint.resolve("latest", root / "empty")
-
-
-# ---------------------------------------------------------------- random generators
-
-
-def draws() -> list[float]:
-    # An odd number of normal draws leaves half a pair cached, in Python's generator and in NumPy's.
-    return [random.gauss(0, 1), random.random(), np.random.normal(), np.random.rand(), *torch.randn(3).tolist()]
-
-
-def test_generators_continue_after_a_file(tmp_path: Path) -> None:
-    draws()
-    path = checkpoint.save(tmp_path, 0, randomness.rng_state())
-    expected = draws()
-    draws()
-    randomness.set_rng_state(checkpoint.load(path))
-    assert draws() == expected
-    assert draws() != expected
-
-
-def test_cuda_generators_continue() -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("needs CUDA")
-    torch.randn(3, device="cuda")
-    state = randomness.rng_state()
-    expected = torch.randn(5, device="cuda")
-    randomness.set_rng_state(state)
-    assert torch.equal(torch.randn(5, device="cuda"), expected)
-
-
-def test_cuda_states_of_more_devices_than_here_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    state = randomness.rng_state()
-    state["cuda"] = ["first", "second", "third"]
-    given = []
-    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    monkeypatch.setattr(torch.cuda, "set_rng_state", lambda *arguments: given.append(arguments))
-    randomness.set_rng_state(state)
-    assert given == [("first", 0), ("second", 1)]
-
-
-# ---------------------------------------------------------------- policy.safetensors
-
-
-def test_policy_round_trip(tmp_path: Path) -> None:
-    theta = torch.randn(20)
-    weights = {
-        "actor.weight": theta[:12].view(3, 4).T,
-        "shared": theta,
-        "count": torch.tensor(3),
-        "b": theta.bfloat16(),
-    }
-    meta = {"action_space": {"n": 2}, "low": [-1.5, 2], "env_id": "CartPole-v1"}
-    path = checkpoint.save_policy(tmp_path, weights, meta)
-    for source in (path, tmp_path):
-        loaded, loaded_meta = checkpoint.load_policy(source)
-        assert loaded_meta == meta and loaded.keys() == weights.keys()
-        for name, tensor in weights.items():
-            assert loaded[name].dtype == tensor.dtype and torch.equal(loaded[name], tensor)
-    assert [file.name for file in tmp_path.iterdir()] == ["policy.safetensors"]
-
-
-def test_policy_of_a_module(tmp_path: Path) -> None:
-    module = torch.nn.Linear(3, 2)
-    path = checkpoint.save_policy(tmp_path, module.state_dict(), {})
-    module.load_state_dict(checkpoint.load_policy(path)[0])
-
-
-def test_policy_meta_must_be_json(tmp_path: Path) -> None:
-    with pytest.raises(TypeError, match="not JSON serializable"):
-        checkpoint.save_policy(tmp_path, {}, {"space": object()})
-
-
-def test_damaged_policy(tmp_path: Path) -> None:
-    path = checkpoint.save_policy(tmp_path, {"w": torch.zeros(100)}, {})
-    data = path.read_bytes()
-    for damage in (b"", data[:50], data[:-1], b"\xff" * len(data), b"PK" + data):
-        path.write_bytes(damage)
-        with pytest.raises(DamagedCheckpoint, match=r"\A[^\n]*policy.safetensors: no policy of ppo_fast [^\n]*\Z"):
-            checkpoint.load_policy(path)

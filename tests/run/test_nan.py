@@ -14,18 +14,10 @@ from torch import Tensor
 from victims import INCIDENTAL, REPOSITORY, difference, newest, only_run, whole_rows
 
 from ppo_fast import replay, train as program
-from ppo_fast.run import checkpoint, session
+from ppo_fast.run import checkpoint
 from ppo_fast.train import Agent, Args, train
 
 T, N, MINIBATCHES, EPOCHS = 8, 4, 2, 2
-
-
-@pytest.fixture(autouse=True)
-def no_last_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Speed and curves take half a second each at the end of a run, and are tested elsewhere."""
-    monkeypatch.setattr(session.speed, "of_run", lambda *_: {})
-    monkeypatch.setattr(session.speed, "lines", lambda *_: [])
-    monkeypatch.setattr(session.curves, "plot_curves", lambda *_: None)
 
 
 def small(root: Path, **flags: Any) -> Args:

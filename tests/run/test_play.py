@@ -1,39 +1,14 @@
 """Evaluation episodes against a plain loop over single environments."""
 
-import os
-import sys
-from pathlib import Path
-
 import gymnasium
 import numpy as np
 import pytest
 import torch
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
-from ppo_fast.algorithm.networks import CategoricalHead
-from scripted_envs import Scripted
+from gymnasium.vector import AutoresetMode
+from players import Upright, rule, staircase
 
 from ppo_fast.envs import make
-from ppo_fast.envs.host import HostVectorEnv
-from ppo_fast.run.play import EVAL_SEED, Episodes, evaluate, play, record, render_without_a_display
-
-
-def rule(obs):
-    """Push the cart to the side the pole leans to: episodes of some 40 steps, of many lengths."""
-    return (obs[..., 2] > 0).long()
-
-
-class Staircase(Scripted):
-    """Every episode of environment i takes 1 + 10 i steps and gives 1, 2, 3, ... as rewards. Odd ones are truncated."""
-
-    def step(self, action):
-        self.steps += 1
-        ended, odd = self.steps >= 1 + 10 * self.index, self.index % 2 == 1
-        return self._obs(), float(self.steps), ended and not odd, ended and odd, {}
-
-
-def staircase(mode=AutoresetMode.SAME_STEP, envs=6):
-    makers = [lambda i=i: Staircase(i) for i in range(envs)]
-    return HostVectorEnv(SyncVectorEnv(makers, autoreset_mode=mode, copy=False), "cpu", "sync", "Staircase")
+from ppo_fast.run.play import EVAL_SEED, Episodes, evaluate, play
 
 
 def idle(obs):
@@ -82,7 +57,7 @@ def test_long_episodes_count_as_much_as_short_ones(mode):
 
 def test_it_stops_when_all_have_ended():
     seen = []
-    play(staircase(envs=3), lambda obs: seen.append(1) or idle(obs), seed=0)
+    play(staircase(indices=range(3)), lambda obs: seen.append(1) or idle(obs), seed=0)
     assert len(seen) == 21
 
 
@@ -125,16 +100,6 @@ def test_figures():
     assert Episodes(torch.tensor([7.0]).double(), torch.tensor([7])).figures("")["std_return"] == 0.0
 
 
-class Upright:
-    """An agent that plays `rule` greedily and at random when it samples."""
-
-    head = CategoricalHead(2)
-
-    def act(self, obs, noise):
-        action = rule(obs) if noise is None else self.head.sample(torch.zeros(len(obs), 2), noise)
-        return action, torch.zeros(len(obs))
-
-
 def test_evaluation_is_of_greedy_and_of_sampled_episodes():
     """On the same environments, from seeds that training does not use; closed afterwards, and equal for equal seeds."""
     env = make("CartPole-v1", 30)
@@ -146,87 +111,3 @@ def test_evaluation_is_of_greedy_and_of_sampled_episodes():
     assert env.closed
     assert evaluate(make("CartPole-v1", 30), Upright(), seed=3) == figures
     assert evaluate(make("CartPole-v1", 30), Upright(), seed=4) != figures
-
-
-def test_a_video_of_the_first_episode(tmp_path):
-    """One frame for every step of the episode and none of the next one."""
-    pytest.importorskip("moviepy")
-    from moviepy import VideoFileClip
-
-    length = int(play(make("CartPole-v1", 1, "cpu", "sync"), rule, seed=3 + EVAL_SEED).lengths[0])
-    path = record(make("CartPole-v1", 1, "cpu", render_mode="rgb_array"), Upright(), 3, tmp_path / "episode.mp4")
-    with VideoFileClip(str(path)) as clip:
-        assert clip.fps == 50 and clip.size == [600, 400]
-        assert abs(clip.duration * clip.fps - length) <= 1
-
-
-def test_frames_are_of_this_episode_and_go_to_the_encoder_one_by_one(tmp_path, monkeypatch):
-    """Each frame shows the step it is of, none the reset after the end; `max_steps` bounds them."""
-    from moviepy.video.io import ffmpeg_writer
-
-    taken, held = [], []
-
-    class Writer:
-        def __init__(self, filename, size, fps, **options):
-            Path(filename).write_bytes(b"")
-            held.append((size, fps))
-
-        def __enter__(self):
-            return self
-
-        def __exit__(self, *error):
-            pass
-
-        def write_frame(self, frame):
-            taken.append(int(frame[0, 0, 0]))
-
-    monkeypatch.setattr(ffmpeg_writer, "FFMPEG_VideoWriter", Writer)
-    monkeypatch.setattr(Staircase, "render", lambda self: np.full((5, 7, 3), self.steps, dtype=np.uint8))
-    for envs, limit, expected in ((staircase(envs=2), 50, [0]), (staircase_from(1), 50, [*range(11)])):
-        taken.clear()
-        record(envs, Upright(), 0, tmp_path / "a.mp4", limit)
-        assert taken == expected
-    taken.clear()
-    record(staircase_from(1), Upright(), 0, tmp_path / "a.mp4", max_steps=4)
-    assert taken == [0, 1, 2, 3]
-    assert {size for size, _ in held} == {(6, 4)}  # even, as h264 wants it
-
-
-def staircase_from(index):
-    """One environment whose episode takes 1 + 10 * index steps."""
-    envs = SyncVectorEnv([lambda: Staircase(index)], autoreset_mode=AutoresetMode.SAME_STEP, copy=False)
-    return HostVectorEnv(envs, "cpu", "sync", "Staircase")
-
-
-def test_a_video_appears_whole_or_not_at_all(tmp_path, monkeypatch):
-    pytest.importorskip("moviepy")
-    kept = tmp_path / "episode.mp4"
-    kept.write_bytes(b"the one before")
-    env = make("CartPole-v1", 1, "cpu", render_mode="rgb_array")
-    env.reset(seed=0)
-    shown = [env.render, env.render, lambda: 1 / 0]
-    monkeypatch.setattr(env, "render", lambda: shown.pop(0)())
-    with pytest.raises(ValueError, match="--capture-video: CartPole-v1 can't be filmed: division by zero"):
-        record(env, Upright(), 3, kept)
-    assert [path.name for path in tmp_path.iterdir()] == ["episode.mp4"] and kept.read_bytes() == b"the one before"
-    assert env.closed
-
-
-def test_mujoco_draws_without_a_display_unless_told_otherwise(monkeypatch):
-    for display, chosen, expected in (("", None, "egl"), (":0", None, None), ("", "osmesa", "osmesa")):
-        monkeypatch.setenv("DISPLAY", display)
-        monkeypatch.delenv("WAYLAND_DISPLAY", raising=False)
-        monkeypatch.delenv("MUJOCO_GL", raising=False)
-        if chosen is not None:
-            monkeypatch.setenv("MUJOCO_GL", chosen)
-        render_without_a_display()
-        assert os.environ.get("MUJOCO_GL") == (expected if sys.platform == "linux" else chosen)
-
-
-def test_what_renders_nothing_is_refused(tmp_path, monkeypatch):
-    """Environments that return None, and those without a render() of their own."""
-    pytest.importorskip("moviepy")
-    for _ in range(2):
-        with pytest.raises(ValueError, match="--capture-video: Staircase can't be filmed: it renders nothing"):
-            record(staircase(), Upright(), 0, tmp_path / "episode.mp4")
-        monkeypatch.setattr(Staircase, "render", lambda self: None)

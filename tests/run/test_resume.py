@@ -24,7 +24,7 @@ from victims import (
     whole_rows,
 )
 
-from ppo_fast.run import checkpoint, session
+from ppo_fast.run import checkpoint, find, session
 from ppo_fast.train import Args, train
 
 SIGKILL, SIGTERM, SIGUSR1 = 9, 15, 10
@@ -34,14 +34,6 @@ SIGKILL, SIGTERM, SIGUSR1 = 9, 15, 10
 def eager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forge]:
     with forge(tmp_path_factory.mktemp("forge")) as made:
         yield made
-
-
-@pytest.fixture(autouse=True)
-def no_last_look(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Speed and curves take half a second each at the end of a run, and are tested elsewhere."""
-    monkeypatch.setattr(session.speed, "of_run", lambda *_: {})
-    monkeypatch.setattr(session.speed, "lines", lambda *_: [])
-    monkeypatch.setattr(session.curves, "plot_curves", lambda *_: None)
 
 
 def iterations(count: int) -> tuple[str, str]:
@@ -61,7 +53,7 @@ def assert_nothing_is_lost(run: Path, before: int, interval: int) -> tuple[int, 
     assert torn <= 1
     steps = [row["global_step"] for row in rows]
     assert steps == [BATCH * (i + 1) for i in range(len(steps))], "a row is there twice, or missing"
-    _, payload, skipped = checkpoint.latest(run / "checkpoints")
+    _, payload, skipped = find.latest(run / "checkpoints")
     assert skipped == [], "a torn checkpoint"
     saved = payload["progress"]["global_step"]
     assert saved >= before, "a checkpoint is lost"
@@ -233,13 +225,14 @@ def tiny(root: Path, **flags: Any) -> Args:
 @pytest.fixture
 def states(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     """What each iteration of a run starts from."""
-    seen, record = [], session.Session.record
+    seen, iterations = [], session.Session.iterations
 
-    def watched(run: session.Session, phases: Any, names: Any) -> None:
-        seen.append(checkpoint.plain(phases.saved()))
-        record(run, phases, names)
+    def watched(run: session.Session, iteration: Any) -> Iterator[int]:
+        for i in iterations(run, iteration):
+            seen.append(checkpoint.plain(iteration.saved()))
+            yield i
 
-    monkeypatch.setattr(session.Session, "record", watched)
+    monkeypatch.setattr(session.Session, "iterations", watched)
     return seen
 
 
@@ -266,13 +259,14 @@ def test_host_environments_begin_anew_and_it_is_said(
 
 def test_process_wide_generators_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What an environment draws without being asked: Python's, NumPy's and torch's own generators."""
-    drawn, record = [], session.Session.record
+    drawn, iterations = [], session.Session.iterations
 
-    def draws(run: session.Session, phases: Any, names: Any) -> None:
-        drawn.append((random.random(), np.random.rand(), float(torch.rand(()))))
-        record(run, phases, names)
+    def draws(run: session.Session, iteration: Any) -> Iterator[int]:
+        for i in iterations(run, iteration):
+            drawn.append((random.random(), np.random.rand(), float(torch.rand(()))))
+            yield i
 
-    monkeypatch.setattr(session.Session, "record", draws)
+    monkeypatch.setattr(session.Session, "iterations", draws)
     train(tiny(tmp_path, save_interval=2, keep_checkpoints=9))
     older = only_run(tmp_path) / "checkpoints" / f"checkpoint-{16 * 4:012d}.pt"
     train(Args(resume=str(older)))
@@ -299,7 +293,7 @@ def test_auto_starts_goes_on_and_starts_anew(tmp_path: Path) -> None:
 def test_auto_passes_over_what_is_not_its_own(tmp_path: Path, kind: str) -> None:
     train(tiny(tmp_path, max_runtime=1e-9))
     other = only_run(tmp_path)
-    path, payload, _ = checkpoint.latest(other / "checkpoints")
+    path, payload, _ = find.latest(other / "checkpoints")
     if kind == "damaged":
         path.write_bytes(b"")
     elif kind == "finished":
@@ -351,7 +345,7 @@ def test_going_back_and_being_killed_at_once_loses_no_row(tmp_path: Path, monkey
         patch.setattr(session.Session, "record", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
             train(Args(resume=str(older)))
-    assert checkpoint.latest(run / "checkpoints")[0] == older
+    assert find.latest(run / "checkpoints")[0] == older
     train(Args(resume=str(run)))
     assert [row["global_step"] for row in whole_rows(run)[0]] == [16 * (i + 1) for i in range(6)]
     assert len(list((run / "checkpoints").glob("superseded-*"))) == 4
@@ -374,7 +368,7 @@ def test_a_checkpoint_that_is_damaged_is_named_and_passed_over(
 ) -> None:
     train(tiny(tmp_path, save_interval=1))
     run = only_run(tmp_path)
-    damaged = checkpoint.latest(run / "checkpoints")[0]
+    damaged = find.latest(run / "checkpoints")[0]
     damaged.write_bytes(damaged.read_bytes()[:-100])
     result = train(Args(resume=str(run), quiet=True))
     assert result["global_step"] == 96
@@ -410,7 +404,7 @@ def fill_the_disk(forge: Forge, folder: Path, count: int) -> None:
         assert done.errors().count("warning: no checkpoint was saved") == bool(missing)
         assert "training goes on" in done.errors() or not missing
         if steps:
-            _, payload, skipped = checkpoint.latest(run / "checkpoints")
+            _, payload, skipped = find.latest(run / "checkpoints")
             assert skipped == [] and payload["progress"]["global_step"] == max(steps) * BATCH
         assert not list(run.rglob("*tmp*"))
     assert failed > 0
@@ -433,9 +427,9 @@ def test_a_full_disk_often(eager: Forge, tmp_path: Path, reliability_count: int)
 COUNT_FRAMES = """
 import sys, torch
 record, seen = train.session.Session.record, []
-def counted(run, phases, names):
-    record(run, phases, names)
-    if run.iteration in (1000, 101_000):
+def counted(run, iteration, metrics):
+    record(run, iteration, metrics)
+    if run.progress.iteration in (1000, 101_000):
         seen.append(dict(torch._dynamo.utils.counters["frames"]))
         print("frames", seen, file=sys.stderr, flush=True)
 train.session.Session.record = counted

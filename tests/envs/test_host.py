@@ -1,4 +1,4 @@
-"""The host adapter: scripted episodes in every autoreset mode, exact replay, spaces, aliasing, masks."""
+"""The host adapter: scripted episodes in every autoreset mode, exact replay, aliasing, missing final observations."""
 
 import itertools
 from typing import Any
@@ -8,15 +8,13 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, SyncVectorEnv, VectorEnv
+from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from odd_envs import NextStepVector
 from scripted_envs import scripted
 
 from ppo_fast.envs import make
 from ppo_fast.envs.host import HostVectorEnv
-from ppo_fast.envs.singles import SingleVectorEnv, find_kind
-from ppo_fast.envs.spaces import ActionDecoder, ObservationEncoder, own_mask_length
 
 
 def transitions(env, steps):
@@ -77,122 +75,6 @@ def test_reset_rows_are_invalid_only_in_next_step_mode():
             assert not reward[after_an_end].any() and not (ends[0] | ends[1])[after_an_end].any()
 
 
-@pytest.mark.parametrize("mode", [*AutoresetMode, None])
-def test_a_mask_makes_the_observation_wider(mode):
-    env = scripted(mode)
-    box: Any = env.single_observation_space
-    assert env.mask_size == 2 and box.shape == (5,)
-    assert box.low.tolist() == [-1, -1, -1, 0, 0] and box.high.tolist() == [1000, 1000, 1000, 1, 1]
-    obs, info = env.reset(seed=0)
-    assert info == {} and obs.shape == (5, 5) and obs[:, 3:].tolist() == [[1, 0]] * 5
-
-
-@pytest.mark.parametrize("backend", ["sync", "async"])
-def test_taxi_says_which_moves_change_something(backend):
-    env: Any = make("Taxi-v4", 3, "cpu", backend, max_episode_steps=15)
-    assert env.mask_size == 6 and env.single_observation_space.shape == (506,)
-    obs, _ = env.reset(seed=2)
-    rng, forbidden = np.random.default_rng(0), 0
-    for _ in range(100):
-        state, mask = obs[:, :500], obs[:, 500:]
-        assert ((mask == 0) | (mask == 1)).all() and mask.any(1).all()
-        actions = torch.tensor(rng.integers(6, size=3))
-        obs, _, _, _, info = env.step(actions)
-        same = (info["final_obs"][:, :500] == state).all(1)
-        refused = mask[torch.arange(3), actions] == 0
-        assert torch.equal(refused, same), "a move is forbidden exactly where it leaves everything as it is"
-        forbidden += int(refused.sum())
-    assert forbidden > 30
-    env.close()
-
-
-class Masked(gymnasium.Env):
-    """MultiBinary observations and three actions; the mask is what the test says, at steps and at resets."""
-
-    action_space, observation_space = spaces.Discrete(3), spaces.MultiBinary((2, 2))
-    masks: tuple[Any, Any] = (None, None)
-
-    def reset(self, *, seed=None, options=None):
-        return np.ones((2, 2), np.int8), self._info(0)
-
-    def step(self, action):
-        return np.zeros((2, 2), np.int8), 0.0, False, True, self._info(1)
-
-    def _info(self, which):
-        mask = self.masks[which]
-        return {} if mask is None else {"action_mask": np.array(mask)}
-
-
-@pytest.mark.parametrize("ours", [True, False])
-@pytest.mark.parametrize(
-    ("at_reset", "at_step", "first", "last"),
-    [
-        ([1, 0, 1], [0, 1, 0], [1, 0, 1], [0, 1, 0]),
-        ([True, False, False], [0.0, 0.0, 2.0], [1, 0, 0], [0, 0, 1]),
-        ([1, 0, 0], None, [1, 0, 0], [1, 1, 1]),  # an observation without a mask allows everything
-        ([1, 0, 0], [0, 0, 0], [1, 0, 0], [1, 1, 1]),  # so does one that would allow nothing
-        ([1, 0], [1, 0], [], []),  # not a mask of three actions
-        (None, [1, 0, 0], [], []),  # offered too late: whether there is one must be known from the start
-    ],
-)
-def test_masks_in_every_form(ours, at_reset, at_step, first, last):
-    makers: list[Any] = [type("Now", (Masked,), {"masks": (at_reset, at_step)})] * 2
-    if ours:
-        envs = SingleVectorEnv(makers, find_kind(makers[0]))
-    else:
-        envs = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
-    env: Any = HostVectorEnv(envs, "cpu", "sync")
-    assert env.mask_size == len(first) and env.observation_space.shape == (2, 4 + len(first))
-    assert env.reset(seed=0)[0].tolist() == [[1, 1, 1, 1, *first]] * 2
-    obs, *_, info = env.step(torch.zeros(2).long())
-    assert obs.tolist() == [[1, 1, 1, 1, *first]] * 2
-    assert info["final_obs"].tolist() == [[0, 0, 0, 0, *last]] * 2
-
-
-class MaskedDict(gymnasium.Env):
-    """The mask stands in the observation: at a reset action 1 is forbidden, at the end everything but it."""
-
-    action_space = spaces.Discrete(2)
-    mask_space: spaces.Space = spaces.Box(0, 1, (2,), np.int8)
-
-    def __init__(self):
-        parts = {"action_mask": self.mask_space, "where": spaces.Discrete(2), "x": spaces.Box(-9, 9, (2,), np.float32)}
-        self.observation_space = spaces.Dict(parts)
-
-    def reset(self, *, seed=None, options=None):
-        return {"x": np.array([1, 2], np.float32), "where": 0, "action_mask": np.array([1, 0], np.int8)}, {}
-
-    def step(self, action):
-        mask = np.array([0, 1], np.int8)
-        return {"x": np.array([3, 4], np.float32), "where": 1, "action_mask": mask}, 0.0, False, True, {}
-
-
-@pytest.mark.parametrize("ours", [True, False])
-@pytest.mark.parametrize("mask_space", [spaces.Box(0, 1, (2,), np.int8), spaces.MultiBinary(2)])
-def test_a_mask_in_a_dict_observation(ours, mask_space):
-    makers: list[Any] = [type("Now", (MaskedDict,), {"mask_space": mask_space})] * 3
-    if ours:
-        envs = SingleVectorEnv(makers, find_kind(makers[0]))
-    else:
-        envs = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
-    env: Any = HostVectorEnv(envs, "cpu", "sync")
-    assert env.mask_size == 2 and env.single_observation_space.shape == (6,)
-    assert env.reset(seed=0)[0].tolist() == [[1, 0, 1, 2, 1, 0]] * 3  # where, x, mask
-    obs, *_, info = env.step(torch.zeros(3).long())
-    assert obs.tolist() == [[1, 0, 1, 2, 1, 0]] * 3
-    assert info["final_obs"].tolist() == [[0, 1, 3, 4, 0, 1]] * 3
-
-
-def test_what_only_looks_like_a_mask_is_an_observation():
-    makers: list[Any] = [type("Now", (MaskedDict,), {"mask_space": spaces.Box(0, 1, (3,), np.int8)})]
-    assert own_mask_length(makers[0]().observation_space, spaces.Discrete(2)) == 0
-    for action_space in (spaces.MultiDiscrete([2, 2]), spaces.Box(-1, 1, (2,))):
-        assert own_mask_length(MaskedDict().observation_space, action_space) == 0
-    alone = spaces.Dict({"action_mask": spaces.MultiBinary(2)})
-    assert own_mask_length(alone, spaces.Discrete(2)) == 0  # nothing would be left to see
-    assert own_mask_length(spaces.MultiBinary(2), spaces.Discrete(2)) == 0
-
-
 @pytest.mark.parametrize("backend", ["sync", "async"])
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Taxi-v4", "FrozenLake-v1", "Pendulum-v1"])
 def test_exactly_the_single_environments(env_id, backend):
@@ -234,98 +116,6 @@ def encoded(space, row, mask=None):
     return np.concatenate([flat, [] if mask is None else mask]).astype(np.float32)
 
 
-OBSERVATION_SPACES = [
-    spaces.Box(-1, 1, (3,), np.float64),
-    spaces.Discrete(4, start=-2),
-    spaces.MultiBinary(3),
-    spaces.MultiBinary((2, 2)),
-    spaces.MultiDiscrete([2, 3, 4]),
-    spaces.MultiDiscrete(np.array([[2, 3], [4, 2]])),
-    spaces.MultiDiscrete([2, 3], start=[5, -1]),
-    spaces.Dict(b=spaces.Box(0, 255, (2, 2), np.uint8), a=spaces.Discrete(3)),
-    spaces.Tuple((spaces.Discrete(2), spaces.Dict(x=spaces.MultiDiscrete([2, 2]), y=spaces.Box(-5, 5, (1,))))),
-]
-
-
-@pytest.mark.parametrize("space", OBSERVATION_SPACES, ids=str)
-def test_observations_are_encoded_as_gymnasium_flattens_them(space):
-    encoder = ObservationEncoder(space)
-    space.seed(0)
-    rows = [space.sample() for _ in range(40)]
-    batch = gymnasium.vector.utils.concatenate(space, rows, gymnasium.vector.utils.create_empty_array(space, 40))
-    out = np.full((40, *encoder.space.shape), 99, dtype=np.float32)
-    encoder.write(batch, out)
-    wanted = np.stack([encoded(space, row) for row in rows])
-    assert np.array_equal(out.reshape(40, -1), wanted)
-    assert all(row in encoder.space for row in out)
-    listed, one = np.full_like(out, 99), np.full_like(out, 99)
-    encoder.write_list(rows, listed, [None] * 40)
-    for row, place in zip(rows, one, strict=True):
-        encoder.write_one(row, place)
-    assert np.array_equal(listed, out) and np.array_equal(one, out)
-
-
-def test_a_lone_box_keeps_its_shape_and_bounds():
-    encoder = ObservationEncoder(spaces.Box(0, 255, (2, 5, 3), np.uint8))
-    assert encoder.space == spaces.Box(0, 255, (2, 5, 3), np.float32)
-    largest = np.finfo(np.float64).max
-    assert ObservationEncoder(spaces.Box(-largest, largest, (1,), np.float64)).space.low[0] == -np.inf
-
-
-UNSUPPORTED = [
-    spaces.Text(5),
-    spaces.Sequence(spaces.Discrete(2)),
-    spaces.Graph(spaces.Discrete(2), None),
-    spaces.Dict(fine=spaces.Discrete(2), mission=spaces.Text(5)),
-]
-
-
-@pytest.mark.parametrize("space", UNSUPPORTED, ids=lambda space: type(space).__name__)
-def test_other_observations_are_refused_in_one_line(space):
-    with pytest.raises(ValueError, match=r"--env-id: Some-v0 has \w+ observations; supported are Box") as refusal:
-        ObservationEncoder(space, "Some-v0")
-    assert "\n" not in str(refusal.value)
-
-
-@pytest.mark.parametrize("space", [spaces.Text(5), spaces.MultiBinary(2), spaces.Box(0, 9, (2,), np.int64)], ids=str)
-def test_other_actions_are_refused_in_one_line(space):
-    with pytest.raises(ValueError, match=r"--env-id: Some-v0 has \w+ actions .*supported are Discrete") as refusal:
-        ActionDecoder(space, 2, "Some-v0")
-    assert "\n" not in str(refusal.value)
-
-
-def test_actions_get_their_start_their_bounds_and_their_shape():
-    def decode(space, actions):
-        decoder = ActionDecoder(space, len(actions))
-        decoded = decoder(torch.tensor(actions))
-        assert decoded in batch_space(space, len(actions))
-        return decoder, decoded.tolist()
-
-    assert decode(spaces.Discrete(3, start=5), [0, 2])[1] == [5, 7]
-    decoder, values = decode(spaces.MultiDiscrete(np.array([[2, 3]]), start=np.array([[1, -1]])), [[0, 2], [1, 0]])
-    assert decoder.space == spaces.MultiDiscrete([2, 3]) and values == [[[1, 1]], [[2, -1]]]
-    decoder, values = decode(spaces.Box(-1.0, np.array([[2.0], [0.5]]), (2, 1), np.float64), [[9.0, 9.0], [-9.0, 0.25]])
-    assert decoder.space.shape == (2,) and values == [[[2.0], [0.5]], [[-1.0], [0.25]]]
-    with pytest.raises(ValueError, match=r"shape \(2,\), got \(3,\)"):
-        ActionDecoder(spaces.Discrete(3), 2)(torch.zeros(3))
-
-
-@pytest.mark.parametrize("ours", [True, False])
-def test_masks_of_only_some_environments(ours):
-    """One gives a mask with its last observation, the other none: there everything is allowed."""
-    masks = [([1, 0, 0], [0, 1, 0]), ([0, 0, 1], None)]
-    makers: list[Any] = [type("Now", (Masked,), {"masks": pair}) for pair in masks]
-    if ours:
-        envs = SingleVectorEnv(makers, find_kind(makers[0]))
-    else:
-        envs = SyncVectorEnv(makers, autoreset_mode=AutoresetMode.SAME_STEP)
-    env: Any = HostVectorEnv(envs, "cpu", "sync")
-    env.reset(seed=0)
-    obs, *_, info = env.step(torch.zeros(2).long())
-    assert obs[:, 4:].tolist() == [[1, 0, 0], [0, 0, 1]]
-    assert info["final_obs"][:, 4:].tolist() == [[0, 1, 0], [1, 1, 1]]
-
-
 class Echo(gymnasium.Env):
     """Observes the action that it got; its bounds are neither symmetric nor one."""
 
@@ -342,7 +132,7 @@ class Echo(gymnasium.Env):
 
 @pytest.mark.parametrize("backend", ["sync", "async"])
 def test_box_bounds_are_kept(backend):
-    gymnasium.register("Echo-v0", "test_envs_host:Echo")
+    gymnasium.register("Echo-v0", "test_host:Echo")
     try:
         env = make("Echo-v0", 3, "cpu", backend)
     finally:

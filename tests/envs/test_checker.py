@@ -62,6 +62,12 @@ def test_entry_point():
     check_vector_env(functools.partial(make, "CartPole-v1", N, "cpu", "entry_point", max_episode_steps=15), **options)
 
 
+def test_groups():
+    options = {"limit": 15, "terminal": fallen}
+    grouped = functools.partial(make, "CartPole-v1", N, "cpu", "async", groups=3, max_episode_steps=15)
+    check_vector_env(grouped, **options)
+
+
 @pytest.mark.parametrize("mode", list(AutoresetMode))
 @pytest.mark.parametrize("vectorization", ["sync", "async"])
 def test_autoreset_modes(mode, vectorization):
@@ -214,6 +220,32 @@ class SharedMetadata(Faulty):
         self.metadata = type(self).metadata
 
 
+class AdvanceSwapsObservations(Faulty):
+    def advance(self, state, action, noise):
+        state, step = super().advance(state, action, noise)
+        return state, step._replace(obs=step.final_obs, final_obs=step.obs)
+
+
+class AdvanceKeepsTheState(Faulty):
+    def advance(self, state, action, noise):
+        return state, super().advance(state, action, noise)[1]
+
+
+class AdvanceCountsItself(Faulty):
+    calls = 0
+
+    def advance(self, state, action, noise):
+        self.calls += 1
+        state, step = super().advance(state, action, noise)
+        return state, step._replace(obs=step.obs + (self.calls % 2 == 0))
+
+
+class AdvanceTellsOfResetRows(Faulty):
+    def advance(self, state, action, noise):
+        state, step = super().advance(state, action, noise)
+        return state, step._replace(valid=torch.ones_like(step.terminated))
+
+
 FAULTS = {
     SharedBuffer: "final_obs differs from obs|shares memory",
     StateHandedOut: "final_obs differs from obs|shares memory",
@@ -236,6 +268,10 @@ FAULTS = {
     FlatReward: "reward has the shape",
     ActionsUnchecked: "wrong number of actions",
     SharedMetadata: "metadata is shared",
+    AdvanceSwapsObservations: "advance gives another",
+    AdvanceKeepsTheState: "advance gives another",
+    AdvanceCountsItself: "not a pure function",
+    AdvanceTellsOfResetRows: "reset rows where there are none",
 }
 
 

@@ -95,7 +95,7 @@ def test_bad_backends():
 
 
 def test_unsupported_spaces_name_what_is_supported():
-    gymnasium.register("Text-v0", "test_envs_make:TextEnv")
+    gymnasium.register("Text-v0", "test_factory:TextEnv")
     try:
         for backend in ("sync", "async"):
             message = refusal("Text-v0", 2, "cpu", backend)
@@ -105,7 +105,7 @@ def test_unsupported_spaces_name_what_is_supported():
 
 
 def test_a_refused_vector_is_closed():
-    gymnasium.register("TextVector-v0", vector_entry_point="test_envs_make:TextVector")
+    gymnasium.register("TextVector-v0", vector_entry_point="test_factory:TextVector")
     try:
         assert "Text observations" in refusal("TextVector-v0", 2)
     finally:

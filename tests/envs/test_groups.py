@@ -1,17 +1,18 @@
-"""ppo_fast.envs.groups: groups of environments step by turns, and nothing but the time that passes tells of it."""
+"""ppo_fast.envs.groups: groups of environments step side by side, and nothing but the time that passes tells of it."""
 
+import threading
 import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import gymnasium
 import numpy as np
 import pytest
 import torch
 from odd_envs import Fragile
 
 from ppo_fast import train
-from ppo_fast.engine import capture
-from ppo_fast.envs import EnvironmentFault, HostGroups, envpool, make, take_turns
+from ppo_fast.envs import EnvironmentFault, HostGroups, Part, Step, envpool, make
 from ppo_fast.envs.host import HostVectorEnv
 from ppo_fast.envs.singles import find_kind
 from ppo_fast.envs.workers import WorkerVectorEnv
@@ -74,60 +75,6 @@ def test_training_is_the_same(flags: dict[str, Any]) -> None:
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, equal_nan=True)
 
 
-class Diary(HostVectorEnv):
-    """Writes down when a group begins and ends a step."""
-
-    def __init__(self, *args: Any) -> None:
-        super().__init__(*args)
-        self.entries: list[str] = []
-
-    def step_async(self, actions: Any, group: int = 0) -> None:
-        self.entries.append("begins")
-        super().step_async(actions)
-
-    def step_wait(self, group: int = 0) -> Any:
-        self.entries.append("is waited for")
-        return super().step_wait()
-
-
-def test_one_steps_while_the_policy_acts_for_another() -> None:
-    made = [gymnasium.make_vec("CartPole-v1", n, vectorization_mode="sync") for n in (2, 3)]
-    envs = HostGroups([Diary(each, CPU, "sync") for each in made])
-    entries: list[str] = []
-    for number, group in enumerate(envs.groups):
-        group.entries = Tagged(entries, number)  # type: ignore[attr-defined]
-    obs, agent = envs.reset(seed=0)[0], train.Agent(envs, Args(num_envs=5))
-
-    def act(agent: train.Agent, obs: torch.Tensor, noise: torch.Tensor) -> Any:
-        entries.append(f"act for {len(obs)}")
-        return agent.act(obs, noise)
-
-    def turn(group: int, obs: torch.Tensor, rows: list[torch.Tensor]) -> Any:
-        return train.collect_from_host(act, agent, envs, group, obs, tuple(rows))
-
-    rollout = train.new_rollout(Args(num_envs=5, num_steps=2), envs, agent)
-    with torch.no_grad():
-        take_turns(turn, envs, obs, (torch.rand(2, 5), *rollout))
-    assert entries == [
-        *("act for 2", "0 begins", "act for 3", "1 begins"),
-        *("0 is waited for", "act for 2", "0 begins", "1 is waited for", "act for 3", "1 begins"),
-        *("0 is waited for", "1 is waited for"),
-    ]
-    assert torch.equal(rollout.obs[1], rollout.final_obs[0]) and torch.equal(rollout.final_obs[1], obs)
-    assert rollout.valid.all() and (rollout.log_prob < 0).all()
-    envs.close()
-
-
-class Tagged:
-    """A list that writes who wrote."""
-
-    def __init__(self, entries: list[str], number: int) -> None:
-        self.entries, self.number = entries, number
-
-    def append(self, text: str) -> None:
-        self.entries.append(f"{self.number} {text}")
-
-
 class Asleep(Fragile):
     """A step takes a while, without a CPU."""
 
@@ -136,29 +83,63 @@ class Asleep(Fragile):
         return super().step(action)
 
 
+def collect(part: Part, act: Callable[[torch.Tensor], torch.Tensor], obs: torch.Tensor, steps: int) -> list[Step]:
+    """What a program does with one part: it acts and steps by turns."""
+    state, taken = part.state, []
+    for noise in part.draw_noise(steps):
+        state, step = part.advance(state, act(obs), noise)
+        obs = step.obs
+        taken.append(step)
+    return taken
+
+
+def collect_side_by_side(envs: Any, act: Callable, obs: torch.Tensor, steps: int) -> list[list[Step]]:
+    """All parts, each in a thread of its own: what each of them gave."""
+    own_obs = obs.split([part.num_envs for part in envs.parts])
+    with ThreadPoolExecutor(len(envs.parts)) as threads:
+        running = [
+            threads.submit(collect, part, act, rows, steps) for part, rows in zip(envs.parts, own_obs, strict=True)
+        ]
+        return [each.result() for each in running]
+
+
+def balancing(obs: torch.Tensor) -> torch.Tensor:
+    return (obs[:, 2] + 0.4 * obs[:, 3] > 0.05).long()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_parts_in_threads_change_no_trajectory(backend: str) -> None:
+    steps = {}
+    for groups in (1, 3):
+        envs: Any = make("CartPole-v1", 7, CPU, backend, groups=groups, max_episode_steps=20)
+        taken = collect_side_by_side(envs, balancing, envs.reset(seed=5)[0], 60)
+        assert len(taken) == groups and all(step.valid is None for step in taken[0])
+        columns = ("obs", "reward", "terminated", "truncated", "final_obs")
+        steps[groups] = [
+            torch.cat([torch.stack([getattr(step, name) for step in part]) for part in taken], dim=1)
+            for name in columns
+        ]
+        envs.close()
+    assert all(torch.equal(a, b) for a, b in zip(steps[1], steps[3], strict=True))
+    assert steps[1][3].any(), "no episode was truncated"
+
+
 def test_the_time_of_the_policy_hides_behind_that_of_the_steps() -> None:
     """A policy and steps that both wait, as for a GPU and a simulator: 20 times 20 ms and 20 ms, by turns or not."""
-    kind, seconds = find_kind(Asleep), []
+    kind, seconds, policy = find_kind(Asleep), [], threading.Lock()
+
+    def act(obs: torch.Tensor) -> torch.Tensor:
+        with policy:  # there is one
+            time.sleep(0.005 * len(obs))
+        return torch.zeros(len(obs), 2).long()
+
     for counts in ([4], [2, 2]):  # 2 environments to a worker: 20 ms for each group, whose workers are its own
         made = [HostVectorEnv(WorkerVectorEnv([Asleep] * n, kind, n // 2), CPU, "async") for n in counts]
         envs = HostGroups(made)
-        agent, obs = train.Agent(envs, Args(num_envs=4)), envs.reset(seed=0)[0]
-
-        def act(agent: train.Agent, obs: torch.Tensor, noise: torch.Tensor) -> Any:
-            time.sleep(0.005 * len(obs))
-            return agent.act(obs, noise)
-
-        def turn(
-            group: int, obs: torch.Tensor, rows: list, act: Any = act, agent: Any = agent, envs: Any = envs
-        ) -> Any:
-            return train.collect_from_host(act, agent, envs, group, obs, tuple(rows))
-
-        rollout = train.new_rollout(Args(num_envs=4, num_steps=20), envs, agent)
-        with torch.no_grad():
-            noise = agent.head.draw_noise((20, 4), torch.Generator())
-            began = time.perf_counter()
-            capture.eager(take_turns, one_thread=True)(turn, envs, obs, (noise, *rollout))
-            seconds.append(time.perf_counter() - began)
+        obs = envs.reset(seed=0)[0]
+        began = time.perf_counter()
+        collect_side_by_side(envs, act, obs, 20)
+        seconds.append(time.perf_counter() - began)
         envs.close()
     one, two = seconds
     assert one > 0.8  # 20 x (20 + 20 ms)
@@ -174,6 +155,18 @@ def test_a_fault_is_numbered_among_all() -> None:
     envs.reset(seed=0)
     with pytest.raises(EnvironmentFault, match="environment 4 raised ValueError: broken") as caught:
         envs.step(torch.zeros(6, 2).long())
+    assert caught.value.index == 4
+    envs.close()
+
+
+def test_a_fault_in_a_part_is_numbered_among_all() -> None:
+    """Though the part itself knows only its own environments, and whoever steps it is another thread."""
+    makers = {"good": [Fragile] * 3, "bad": [Fragile, Broken, Fragile]}
+    kind = find_kind(Fragile)
+    envs = HostGroups([HostVectorEnv(WorkerVectorEnv(makers[which], kind, 2), CPU, "async") for which in makers])
+    obs = envs.reset(seed=0)[0]
+    with pytest.raises(EnvironmentFault, match="environment 4 raised ValueError: broken") as caught:
+        collect_side_by_side(envs, lambda obs: torch.zeros(len(obs), 2).long(), obs, 3)
     assert caught.value.index == 4
     envs.close()
 

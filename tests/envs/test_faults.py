@@ -250,16 +250,15 @@ def test_workers_end_with_their_parent(end):
     code = f"""
 import os, signal, sys, threading, time
 from functools import partial
+import numpy as np
 from odd_envs import Fragile
 from ppo_fast.envs.singles import find_kind
+from ppo_fast.envs import workers
 from ppo_fast.envs.workers import WorkerVectorEnv
-import ppo_fast.envs.workers
-ppo_fast.envs.workers.CLOSING = 0.3
+workers.CLOSING = 0.3
 env = WorkerVectorEnv([Fragile, partial(Fragile, how="hang")], find_kind(Fragile), 2)
 env.reset(seed=0)
-env._actions[...] = 0
-for pipe in env._pipes:
-    pipe.send(("step", ()))
+env.step_async(np.zeros((2, 2), np.int64))
 time.sleep(0.2)
 print(*[process.pid for process in env.processes], flush=True)
 {end}

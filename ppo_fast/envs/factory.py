@@ -1,0 +1,302 @@
+"""make: an environment by its id, from the fastest exact backend that there is, or one line about what is wrong."""
+
+import contextlib
+import difflib
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import gymnasium
+import torch
+from gymnasium import error
+from gymnasium.envs.registration import EnvSpec
+from gymnasium.vector import VectorEnv
+
+from ppo_fast.envs import envpool
+from ppo_fast.envs.groups import HostGroups
+from ppo_fast.envs.host import HostVectorEnv
+from ppo_fast.envs.singles import SingleVectorEnv, find_kind
+from ppo_fast.envs.tensor import TensorVectorEnv
+from ppo_fast.envs.workers import WorkerVectorEnv
+from ppo_fast.names import first_line
+
+BACKENDS = ("auto", "tensor", "entry_point", "sync", "async", "envpool")
+
+# Gymnasium's JAX vector environments drop the transition of every environment whenever one of them ends (seen in
+# 1.4.0), so `auto` passes them over; naming the backend still uses them.
+_FAULTY_ENTRY_POINTS = ("gymnasium.envs.phys2d.", "gymnasium.envs.tabular.")
+
+# Which extra of ppo_fast brings what an entry point needs.
+_EXTRAS = {"gymnasium.envs.box2d": "box2d", "gymnasium.envs.mujoco": "mujoco"}
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What `make` was asked for; see there."""
+
+    env_id: str
+    num_envs: int
+    device: torch.device
+    backend: str
+    timeout: float
+    num_workers: int | None
+    env_kwargs: dict[str, Any]
+
+
+def make(
+    env_id: str,
+    num_envs: int,
+    device: torch.device | str = "cpu",
+    backend: str = "auto",
+    *,
+    timeout: float = 60.0,
+    num_workers: int | None = None,
+    groups: int = 1,
+    **env_kwargs: Any,
+) -> TensorVectorEnv | HostVectorEnv | HostGroups:
+    """Make N environments behind the contract of ppo_fast.envs.
+
+    `auto` takes the first of these that exists and takes `env_kwargs`: a tensor environment, a registered vector
+    entry point, sync. It never takes async, which needs a second CPU and a step that takes longer than a message to a
+    worker, about 0.1 ms. It takes envpool only for an id that gymnasium does not know and envpool does: where both
+    have an id, the environments differ in their rounding, their random numbers and sometimes their observations.
+
+    Args:
+        env_id: a gymnasium id, `module:Env-v0` imports the module first, which registers the id; or one of envpool's.
+        num_envs: N.
+        device: where tensors are returned.
+        backend: one of BACKENDS.
+        timeout: async only: seconds that one environment may take for a step, a reset or its start; a worker beyond
+            it is a fault.
+        num_workers: async only: processes, each with a block of environments; None for one on each usable CPU.
+        groups: async and envpool only: parts that step by turns (HostGroups), each with workers or threads of its own.
+        env_kwargs: for the environment, e.g. `max_episode_steps`; `render_mode` needs the sync or envpool backend, and
+            `auto` picks sync then.
+
+    Returns:
+        An environment with the attributes `backend` (the choice made), `device`, `spec_id` (env_id), `num_envs`,
+        `mask_size`, `columns`, `single_observation_space` (Box) and `single_action_space` (Discrete, MultiDiscrete or
+        Box). Those of sync, async and envpool have `restart`, and raise EnvironmentFault where they know which one
+        failed.
+
+    Raises:
+        ValueError: naming --env-id, --num-envs, --backend or --env-groups, in one line.
+        EnvironmentFault: when an environment raises, dies or hangs while it is made in a worker.
+    """
+    if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
+        raise ValueError(f"--num-envs: must be a whole number of at least 1, got {num_envs}")
+    if backend not in BACKENDS:
+        raise ValueError(f"--backend: no backend {backend!r}; choose from {', '.join(BACKENDS)}")
+    wanted = _Wanted(env_id, num_envs, torch.device(device), backend, timeout, num_workers, env_kwargs)
+    return _make_one(wanted) if groups == 1 else _make_groups(wanted, groups)
+
+
+def _make_groups(wanted: _Wanted, groups: int) -> HostGroups:
+    """The environments in groups, the first ones larger by one where they don't come out even."""
+    backend = wanted.backend
+    if backend not in ("async", "envpool"):
+        raise ValueError(f"--env-groups: needs --backend async or envpool, which step beside the policy, not {backend}")
+    if groups > wanted.num_envs:
+        raise ValueError(f"--env-groups: {wanted.num_envs} environments can't be parted into {groups} groups")
+    size, larger = divmod(wanted.num_envs, groups)
+    made: list[Any] = []
+    try:
+        for number in range(groups):
+            made.append(_make_one(replace(wanted, num_envs=size + 1 if number < larger else size)))
+    except BaseException:  # also of a signal: no worker may be left behind
+        for group in made:
+            group.close()
+        raise
+    return HostGroups(made)
+
+
+def _make_one(wanted: _Wanted) -> TensorVectorEnv | HostVectorEnv:
+    """One group, all checked but the id and the backend's fitness for it."""
+    env_id, backend = wanted.env_id, wanted.backend
+    if backend == "envpool" and not envpool.installed():
+        raise ValueError('--backend: envpool needs a package that is missing; pip install "ppo_fast[envpool]"')
+    spec = _find_spec(env_id)
+    if backend == "envpool" or (backend == "auto" and spec is None):
+        return _make_envpool(spec, wanted)
+    if spec is None:
+        raise ValueError(f"--backend: {env_id} has no {backend} backend; it has envpool")
+    wanted = replace(wanted, backend=_choose(spec, wanted))
+    try:
+        if wanted.backend == "tensor":
+            return _make_tensor(spec, wanted)
+        return _adapt(_remaker(spec, wanted), wanted)
+    except (error.DependencyNotInstalled, ImportError) as problem:
+        raise ValueError(f"--env-id: {env_id} needs a package that is missing; {_remedy(spec, problem)}") from problem
+    except error.Error as problem:
+        raise ValueError(f"--env-id: {env_id} can't be made: {first_line(problem)}") from problem
+
+
+def available_backends(env_id: str) -> tuple[str, ...]:
+    """The backends that `env_id` has, in the order in which `auto` would take them, without "auto".
+
+    Raises:
+        ValueError: naming --env-id, when there is no such environment.
+    """
+    spec = _find_spec(env_id)
+    found = [] if spec is None else _registered_backends(spec)
+    return (*found, "envpool") if env_id in envpool.all_ids() else tuple(found)
+
+
+def _registered_backends(spec: EnvSpec) -> list[str]:
+    """The backends that gymnasium's registry offers."""
+    found = []
+    if _tensor_spec(spec) is not None:
+        found.append("tensor")
+    if spec.vector_entry_point is not None and not spec.id.startswith("ppo_fast/") and _tensor_spec(spec) is not spec:
+        found.append("entry_point")
+    if spec.entry_point is not None:
+        found += ["sync", "async"]
+    return found
+
+
+def _choose(spec: EnvSpec, wanted: _Wanted) -> str:
+    """The backend to use; see make()."""
+    if wanted.backend != "auto":
+        _check_named(spec, wanted)
+        return wanted.backend
+    available = _registered_backends(spec)
+    if "render_mode" in wanted.env_kwargs and "sync" in available:
+        return "sync"
+    if "tensor" in available and _takes(_creator(spec, "tensor"), wanted.env_kwargs):
+        return "tensor"
+    faulty = str(spec.vector_entry_point).startswith(_FAULTY_ENTRY_POINTS)
+    if "entry_point" in available and not faulty and _takes(_creator(spec, "entry_point"), wanted.env_kwargs):
+        return "entry_point"
+    return "sync" if "sync" in available else available[0]
+
+
+def _check_named(spec: EnvSpec, wanted: _Wanted) -> None:
+    """Raise unless there is the backend that was named, and it takes the arguments."""
+    backend = wanted.backend
+    if backend not in _registered_backends(spec):
+        available = ", ".join(available_backends(wanted.env_id))
+        raise ValueError(f"--backend: {wanted.env_id} has no {backend} backend; it has {available}")
+    if backend in ("tensor", "entry_point") and not _takes(_creator(spec, backend), wanted.env_kwargs):
+        arguments = ", ".join(wanted.env_kwargs)
+        raise ValueError(f"--backend: {backend} {wanted.env_id} does not take {arguments}; use sync")
+
+
+def _find_spec(env_id: str) -> EnvSpec | None:
+    """Gymnasium's spec, or None where only envpool knows the id."""
+    module, _, name = env_id.rpartition(":")
+    if module:
+        try:
+            importlib.import_module(module)
+        except ImportError as problem:
+            raise ValueError(f"--env-id: can't import {module!r} of {env_id!r}: {first_line(problem)}") from problem
+    spec = gymnasium.registry.get(name)
+    if spec is not None:
+        return spec
+    pools = envpool.all_ids()
+    if env_id in pools:
+        return None
+    known = {candidate for candidate in gymnasium.registry if not candidate.startswith("ppo_fast/")}
+    near = difflib.get_close_matches(name, sorted(known.union(pools)), n=3)
+    if near:
+        raise ValueError(f"--env-id: no environment {env_id!r}; did you mean {' or '.join(near)}?")
+    raise ValueError(f"--env-id: no environment {env_id!r}; ids of other packages are written module:Env-v0")
+
+
+def _tensor_spec(spec: EnvSpec) -> EnvSpec | None:
+    """The spec whose vector entry point is a tensor environment of `spec`: our own twin of it, or itself."""
+    twin = gymnasium.registry.get(f"ppo_fast/{spec.id}")
+    if twin is not None:
+        return twin
+    try:
+        creator = _load(spec.vector_entry_point)
+    except ImportError:
+        return None
+    return spec if isinstance(creator, type) and issubclass(creator, TensorVectorEnv) else None
+
+
+def _creator(spec: EnvSpec, backend: str) -> Any:
+    """What is called with the environment's arguments, or None where it can't be imported: making it will tell why."""
+    chosen = _tensor_spec(spec) if backend == "tensor" else spec
+    try:
+        return None if chosen is None else _load(chosen.vector_entry_point)
+    except ImportError:
+        return None
+
+
+def _load(entry_point: str | Callable | None) -> Any:
+    if not isinstance(entry_point, str):
+        return entry_point
+    module, _, name = entry_point.partition(":")
+    return getattr(importlib.import_module(module), name)
+
+
+def _takes(creator: Any, env_kwargs: dict[str, Any]) -> bool:
+    """Whether all of `env_kwargs` are parameters of `creator`."""
+    if creator is None:
+        return True
+    parameters = inspect.signature(creator).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    return takes_any or all(name in parameters for name in env_kwargs)
+
+
+def _make_tensor(spec: EnvSpec, wanted: _Wanted) -> TensorVectorEnv:
+    tensor_spec = _tensor_spec(spec)
+    assert tensor_spec is not None
+    env = gymnasium.make_vec(
+        tensor_spec.id,
+        wanted.num_envs,
+        vectorization_mode="vector_entry_point",
+        device=wanted.device,
+        **wanted.env_kwargs,
+    )
+    assert isinstance(env, TensorVectorEnv)
+    env.spec_id = wanted.env_id
+    return env
+
+
+def _make_envpool(spec: EnvSpec | None, wanted: _Wanted) -> HostVectorEnv:
+    env_id = wanted.env_id
+    if env_id not in envpool.all_ids():
+        found = [] if spec is None else _registered_backends(spec)
+        raise ValueError(f"--backend: {env_id} has no envpool backend; it has {', '.join(found)}")
+    remake = partial(envpool.EnvPoolVectorEnv, env_id, wanted.num_envs, **wanted.env_kwargs)
+    return _adapt(remake, replace(wanted, backend="envpool"))
+
+
+def _adapt(remake: Callable[[], VectorEnv], wanted: _Wanted) -> HostVectorEnv:
+    """The environments that `remake` makes, behind the contract."""
+    envs = remake()
+    try:
+        return HostVectorEnv(envs, wanted.device, wanted.backend, wanted.env_id, remake)
+    except ValueError:
+        envs.close()
+        raise
+
+
+def _remaker(spec: EnvSpec, wanted: _Wanted) -> Callable[[], VectorEnv]:
+    """What makes the environments of a host backend, as often as it is called."""
+    if wanted.backend == "entry_point":
+        mode = "vector_entry_point"
+        return partial(gymnasium.make_vec, spec.id, wanted.num_envs, vectorization_mode=mode, **wanted.env_kwargs)
+
+    if str(spec.entry_point).startswith("gymnasium.envs.mujoco"):
+        with contextlib.suppress(ImportError):  # so that find_kind can keep it quiet; gymnasium tells what is missing
+            importlib.import_module("mujoco")
+    # The spec, not its id: in a process that is not forked nobody has registered the id.
+    make_env = partial(gymnasium.make, spec, disable_env_checker=True, **wanted.env_kwargs)
+    kind = find_kind(make_env, wanted.env_id)
+    makers = [make_env] * wanted.num_envs
+    if wanted.backend == "async":
+        return partial(WorkerVectorEnv, makers, kind, wanted.num_workers, wanted.timeout)
+    return partial(SingleVectorEnv, makers, kind)
+
+
+def _remedy(spec: EnvSpec, problem: Exception) -> str:
+    """How to get the missing package."""
+    for prefix, extra in _EXTRAS.items():
+        if str(spec.entry_point).startswith(prefix):
+            return f'pip install "ppo_fast[{extra}]"'
+    return first_line(problem)

@@ -1,0 +1,240 @@
+"""What is written and said of one agent: its rows, diagnostics, checkpoints, crash file, films, policy and result.
+
+    with AgentLog(agent, flags, facts, console, run, health) as log:
+        log.write_row(row)                          # to the diagnostics, the run folder and the screen
+        log.save(progress, ranks, keep, is_best)    # a checkpoint
+        log.finish(result)
+
+A process has one lifecycle (session.py) and a log for each agent that it trains. A rank that does not write has a log
+too, with a silent console and `NoRun`: it keeps the score and leaves nothing.
+"""
+
+import math
+import os
+import shutil
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Self
+
+from torch import nn
+
+from ppo_fast import names
+from ppo_fast.envs import make
+from ppo_fast.pictures import panels
+from ppo_fast.run import checkpoint, resume
+from ppo_fast.run.beside import Beside
+from ppo_fast.run.camera import Camera
+from ppo_fast.run.console import Console
+from ppo_fast.run.crash import Crash
+from ppo_fast.run.health import Health
+from ppo_fast.run.payload import Checkpoint, Progress, RankState, Score
+from ppo_fast.run.policy import save_policy
+from ppo_fast.run.rows import truncate_rows
+from ppo_fast.run.tracking import Record, Run
+
+# Columns that a row lacks where no episode has ended.
+ABSENT_IF_NAN = (names.EPISODIC_RETURN, names.EPISODIC_LENGTH)
+FRAMES = 250  # of a film that is made while training goes on, at most
+LAST_FRAMES = 1000  # and of the one at the end, which the run waits for
+PICTURE_SECONDS = 60.0  # that the picture of the curves may take in a process of its own
+
+
+class AgentLog:
+    """The log of one agent; a context manager that closes the run and leaves no film under way.
+
+    Args:
+        agent: it acts in films, and its weights are left as the policy.
+        flags: of the run, by field name.
+        facts: what config.json holds: the flags, "parameters", "execution", "program", "world_size", ...
+        console: opened and closed by the caller; several logs may have the same.
+        run: closed here.
+        health: the diagnostics of this agent.
+        score: of the checkpoint that the run goes on from.
+
+    Attributes:
+        score: which of its checkpoints is the best one.
+    """
+
+    def __init__(
+        self,
+        agent: nn.Module,
+        flags: dict[str, Any],
+        facts: dict[str, Any],
+        console: Console,
+        run: Record,
+        health: Health,
+        score: Score | None = None,
+    ) -> None:
+        self.agent = agent
+        self.flags = flags
+        self.facts = facts
+        self.console = console
+        self.run = run
+        self.health = health
+        self.score = score or Score()
+        self._saved_score = self.score  # with the last checkpoint, for a rollback
+        self._saved_bytes = 0  # of metrics.jsonl, likewise
+        self._camera = Camera(console.message)
+        self._disk_failed = False
+
+    def __enter__(self) -> Self:
+        self.run.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: object) -> None:
+        self._camera.close()
+        self.run.__exit__(kind, error, traceback)
+
+    def say(self, lines: Sequence[str]) -> None:
+        """Print lines of their own."""
+        for line in lines:
+            self.console.message(line)
+
+    # ---------------------------------------------------------------- rows
+
+    def write_row(self, row: Mapping[str, float]) -> None:
+        """Check, write and show the row of one iteration.
+
+        Raises:
+            FloatingPointError: with the cause in a line, when something is NaN or infinite. The row has been written.
+        """
+        row = {name: x for name, x in row.items() if name not in ABSENT_IF_NAN or not math.isnan(x)}
+        advice = self.health.update(row)
+        self.run.log({**row, **self.health.metrics()})
+        self.console.update(row, advice)
+        for item in advice:
+            if item.severity == "stop":
+                raise FloatingPointError(item.text)
+
+    def recall(self) -> None:
+        """Take in the rows that a resumed run has already written, as if they had been written here."""
+        for row in self.run.rows():
+            self.console.update(row, self.health.update(row), draw=False)
+        self._note_size()
+
+    # ---------------------------------------------------------------- checkpoints
+
+    def judge(self, due: bool) -> bool:
+        """Whether the checkpoint that is about to be saved is the best so far.
+
+        Only checkpoints that are `due` are compared. A save at a stop is none, so that a run with stops marks the same
+        ones as a run without.
+        """
+        is_best = due and self.score.is_best()
+        if due:
+            self.score = self.score.judged()
+        self._saved_score = self.score
+        return is_best
+
+    def save(self, progress: Progress, ranks: list[RankState], keep: int, is_best: bool) -> None:
+        """Write a checkpoint and keep the `keep` newest. A full disk is one warning, and training goes on."""
+        self._note_size()
+        contents = Checkpoint(self.facts["program"], self.flags, progress, self.score, ranks, self.run.wandb_id)
+        try:
+            folder = self.run.subfolder("checkpoints")
+            path = checkpoint.save(folder, progress.global_step, contents.to_plain(), keep)
+            if is_best:
+                checkpoint.mark_best(path)
+        except OSError as error:
+            if not self._disk_failed:
+                self.say([f"warning: no checkpoint was saved ({error}); training goes on"])
+            self._disk_failed = True
+
+    def go_back(self) -> None:
+        """Forget what came after the last checkpoint."""
+        self.score = self._saved_score
+        self.run.rewind(partial(os.truncate, length=self._saved_bytes))
+
+    def _note_size(self) -> None:
+        self._saved_bytes = (self.run.folder / names.METRICS_FILE).stat().st_size
+
+    def write_crash(self, crash: Crash, global_step: int) -> str:
+        """Leave a crash file; returns where it is or why it is not, in words."""
+        try:
+            path = checkpoint.write(self.run.folder / f"crash-{global_step}.pt", crash.to_plain())
+        except OSError as error:
+            return f"no crash file was written ({error})"
+        return f"python -m ppo_fast.replay {path} shows more"
+
+    # ---------------------------------------------------------------- films
+
+    def film(self, global_step: int) -> None:
+        """Begin to record a greedy episode of the agent as it is now, as step-<global_step>.mp4; training goes on."""
+        self._record(f"step-{global_step}", global_step, FRAMES, niceness=19)
+
+    def film_last(self, global_step: int) -> None:
+        """Begin to record the film of the end, greedy.mp4, which the run waits for."""
+        self._record("greedy", global_step, LAST_FRAMES, niceness=0)
+
+    def _record(self, name: str, global_step: int, frames: int, niceness: int) -> None:
+        make_one = partial(make, self.flags["env_id"], 1, "cpu", render_mode="rgb_array")
+        path = self.run.subfolder("videos") / f"{name}.mp4"
+        show = partial(self.run.log_video, path, global_step)
+        self._camera.film(make_one, self.agent, self.flags["seed"], path, frames, show, niceness)
+
+    def wait_for_films(self) -> None:
+        """Wait until all films are there and shown in W&B."""
+        self._camera.wait()
+
+    # ---------------------------------------------------------------- the end
+
+    def begin_picture(self) -> Beside:
+        """Begin to draw curves.png, in a process of its own."""
+        return Beside(self._draw, "picture", seconds=PICTURE_SECONDS)
+
+    def _draw(self) -> None:
+        panels.plot_curves(self.run.folder, self.run.rows())
+
+    def save_policy(self) -> None:
+        """Write policy.safetensors. A full disk is a warning."""
+        try:
+            save_policy(self.run.folder, self.agent.state_dict(), self.facts)
+        except OSError as error:
+            self.say([f"warning: no policy.safetensors was written ({error})"])
+
+    def finish(self, result: Mapping[str, Any], measured: Sequence[str], picture: Beside) -> None:
+        """Write the result, see to it that the picture is drawn, and print the summary with lines about the speed."""
+        self.run.finish(result, lambda *_: picture.insist())
+        folder = self.run.folder
+        commands = [f"{self._launch()} --resume {folder}"] if "stopped" in result else []
+        self.console.summary(result, self.health.summary(), folder, commands, measured)
+
+    def _launch(self) -> str:
+        """How the program is started."""
+        start = "python" if self.facts["world_size"] == 1 else "torchrun ..."
+        return f"{start} -m {self.facts['program']}"
+
+    def discard(self) -> None:
+        """Delete the run folder: nothing has been learned that could be kept."""
+        shutil.rmtree(self.run.folder, ignore_errors=True)
+
+
+def open_run(facts: Mapping[str, Any], say: Callable[[str], None], origin: resume.Origin | None) -> Run:
+    """A new run folder or, with an origin, the one that the run goes on in, cut back to the checkpoint.
+
+    Raises:
+        ValueError: as `Run` does.
+    """
+    if origin is None:
+        return Run.from_flags(facts, say)
+    step = origin.checkpoint.progress.global_step
+    # In this order, so that a kill in between leaves no checkpoint whose rows are gone.
+    checkpoint.supersede(origin.run / "checkpoints", step)
+    truncate_rows(origin.run / names.METRICS_FILE, step)
+    (origin.run / names.RESULT_FILE).unlink(missing_ok=True)  # a run that goes on has no result yet
+    return Run.from_flags(facts, say, origin.run, origin.checkpoint.wandb_id)
+
+
+def header(facts: Mapping[str, Any], folder: Path) -> list[str]:
+    """What is said first: what runs, where, and where it leaves its files."""
+    count = facts["num_iterations"]
+    size = facts["batch_size"]
+    plural = "s" if count > 1 else ""
+    iterations = f"{count:,} iteration{plural} of {size:,} steps, {count * size:,} in all"
+    return [
+        f"environments  {facts['num_envs']} x {facts['env_id']}, backend {facts['backend_used']}",
+        f"agent         {facts['parameters']:,} parameters; {iterations}",
+        f"device        {facts['device_in_words']}; {facts['execution']}",
+        f"run folder    {folder}",
+    ]

@@ -1,0 +1,82 @@
+"""The flags that a run really has: those of the checkpoint that it goes on from, or those of a preset."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+from ppo_fast.run import find, presets, resume
+from ppo_fast.run.cli import program_of
+from ppo_fast.run.film import render_without_a_display
+
+# What makes a run "one like this" for --resume auto.
+ALIKE = ("env_id", "exp_name", "seed")
+
+
+@dataclass(frozen=True)
+class Beginning:
+    """Where a run begins."""
+
+    origin: resume.Origin | None = None
+    """The checkpoint that it goes on from; None for a new run."""
+    notes: tuple[str, ...] = ()
+    """Lines to say of it."""
+
+
+def settle(args: Any) -> tuple[Any, Beginning]:
+    """The flags to train with, and where the run begins: `--resume` and presets applied.
+
+    Flags count as given if the command line names them (`cli.parse` notes which); in a call from Python, those that
+    differ from their default do, and no preset is applied.
+
+    Args:
+        args: a program's flags, as they were typed.
+
+    Raises:
+        ValueError: "--resume: ..." or, for a flag that may not change, its name.
+    """
+    if args.capture_video:
+        render_without_a_display()
+    named = getattr(args, "flags_given", None)
+    found = _find(args)
+    if found is not None:
+        origin = resume.origin_of(found, program_of(args))
+        given = named or {field.name for field in fields(args) if getattr(args, field.name) != field.default}
+        return resume.flags(args, origin.checkpoint.flags, origin.run, given), Beginning(origin)
+    if named is None or not args.preset:
+        return args, Beginning()
+    tuned = {name: value for name, value in presets.flags(args.env_id).items() if name not in named}
+    if not tuned:
+        return args, Beginning()
+    return replace(args, **tuned), Beginning(notes=(f"preset        {as_typed(tuned)}",))
+
+
+def _find(args: Any) -> find.Found | None:
+    """The checkpoint that `--resume` means; None for a new run."""
+    root = Path(args.run_root)
+    # torchrun starts the ranks anew, with the same words, after one of them died.
+    restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"
+    spec = args.resume or ("auto" if restarted else "")
+    if not spec:
+        return None
+    if spec == "auto":
+        return find.unfinished(root, program_of(args), {name: getattr(args, name) for name in ALIKE})
+    try:
+        return find.resolve(spec, root)
+    except ValueError as problem:
+        raise ValueError(f"--resume: {problem}") from problem
+
+
+def as_typed(values: Mapping[str, Any]) -> str:
+    """Flags as they would be typed: --num-envs 16 --norm-obs."""
+    words = []
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, tuple):
+            words.append(f"--{flag} {' '.join(map(str, value))}")
+        else:
+            words.append(f"--{flag} {value}")
+    return " ".join(words)

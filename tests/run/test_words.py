@@ -1,0 +1,76 @@
+"""The words of a command line: which are flags, which are their values, which belong to none."""
+
+from dataclasses import dataclass
+from typing import Annotated
+
+import pytest
+import tyro
+
+from ppo_fast.run.flags import flags_of
+from ppo_fast.run.words import parts_of, plain_words
+
+
+@dataclass
+class Args:
+    """Flags that take no value, one and many."""
+
+    cuda: bool = True
+    num_envs: int = 4
+    gamma: float = 0.99
+    name: str = ""
+    sizes: tuple[int, ...] = ()
+
+
+@dataclass
+class WithWords(Args):
+    """The same, with words that belong to no flag."""
+
+    runs: Annotated[tuple[str, ...], tyro.conf.Positional] = ()
+
+
+# command line, each part as its name and its values
+PARTS: list[tuple[str, list[tuple[str, ...]]]] = [
+    ("", []),
+    ("--num_envs 4 --gamma=0.5", [("--num-envs", "4"), ("--gamma", "0.5")]),
+    ("--gamma -0.5 --num-envs -1", [("--gamma", "-0.5"), ("--num-envs", "-1")]),
+    ("--name -inf --name -x", [("--name", "-inf"), ("--name",), ("-x",)]),
+    ("--sizes 1 2 --cuda 3", [("--sizes", "1", "2"), ("--cuda",), ("",)]),
+    ("--sizes --num-envs --cuda", [("--sizes",), ("--num-envs",), ("--cuda",)]),
+    ("--name True --cuda True", [("--name", "True"), ("--cuda", "True")]),
+    ("--no-cuda no", [("--no-cuda",), ("",)]),
+    ("--zork 1", [("--zork",), ("",)]),
+    ("--name=a=b --name=", [("--name", "a=b"), ("--name", "")]),
+]
+
+
+@pytest.mark.parametrize(("line", "expected"), PARTS)
+def test_values_belong_to_the_flag_before_them(line: str, expected: list[tuple[str, ...]]) -> None:
+    for args_type in (Args, WithWords):
+        parts = parts_of(line.split(), flags_of(args_type))
+        assert [(part.name, *part.values) for part in parts] == expected
+        assert [word for part in parts for word in part.words] == line.split()
+
+
+def test_a_flag_and_its_negative_are_of_one_field() -> None:
+    parts = parts_of(["--cuda", "--no_cuda", "--no-gamma"], flags_of(Args))
+    assert [part.flag.field if part.flag else None for part in parts] == ["cuda", "cuda", None]
+    assert [part.is_negative for part in parts] == [False, True, False]
+    assert [part.is_bare_boolean for part in parts] == [True, False, False]
+
+
+def test_two_hyphens_are_a_word_where_a_program_takes_words() -> None:
+    assert [part.name for part in parts_of(["a", "--", "b"], flags_of(WithWords))] == ["", "", ""]
+    assert [part.name for part in parts_of(["a", "--", "b"], flags_of(Args))] == ["", "--", ""]
+
+
+@pytest.mark.parametrize("yes", ["", "=True", "=true", "=1", " True", " yes", " ON"])
+@pytest.mark.parametrize("no", ["=False", "=false", "=0", " False", " no", " off"])
+def test_a_boolean_takes_every_spelling(yes: str, no: str) -> None:
+    line = f"--num_envs 7 --cuda{yes} --cuda{no} --name yes"
+    parts = parts_of(line.split(), flags_of(Args))
+    assert plain_words(parts) == ["--num_envs", "7", "--cuda", "--no-cuda", "--name", "yes"]
+
+
+@pytest.mark.parametrize("line", ["--cuda=maybe", "--no-cuda=True", "--num-envs four", "junk --zork=1", "--name=no"])
+def test_all_else_is_left_as_it_was_written(line: str) -> None:
+    assert plain_words(parts_of(line.split(), flags_of(Args))) == line.split()
