@@ -28,8 +28,7 @@ import torch
 import tyro
 
 from ppo_fast import envs as environments, names
-from ppo_fast.algorithm import networks
-from ppo_fast.engine import capture
+from ppo_fast.engine import flat, process
 from ppo_fast.run import cli, film as films, find, play, programs
 from ppo_fast.run.cli import Range
 from ppo_fast.run.payload import policy_in
@@ -156,7 +155,7 @@ def rebuild_flags(policy: Policy) -> tuple[ModuleType, Any]:
 def rebuild_agent(program: ModuleType, flags: Any, policy: Policy, envs: Any) -> Any:
     """The agent with its weights and statistics, laid out in memory as in training, so that it computes the same."""
     agent = program.Agent(envs, flags).to(envs.device)
-    theta = networks.flatten_parameters(agent)
+    theta = flat.flatten_parameters(agent)
     weights = policy.weights
     try:
         if "theta" in weights:  # a checkpoint's, which keeps all parameters in one vector
@@ -204,7 +203,7 @@ def play_with(agent: Any, policy: str, envs: Any, seed: int) -> dict[str, dict[s
     """Figures of the greedy or the sampled policy or "both", played as a training program's last evaluation does."""
     generator = torch.Generator(envs.device).manual_seed(seed)
     ways = {"greedy": play.greedy(agent), "sampled": play.sampled(agent, generator)}
-    play_on_one_thread = capture.with_threads(play.play, 1)
+    play_on_one_thread = process.with_threads(play.play, 1)
     figures = {}
     for name, act in ways.items():
         if policy in (name, "both"):
@@ -283,7 +282,7 @@ def evaluate(args: Args) -> dict[str, Any]:
     on_gpu = args.cuda and not window and torch.cuda.is_available()
     # tf32 is how the policy was trained, not what it is: a CPU plays it too.
     precision = "fp32" if flags.precision == "tf32" and not on_gpu else flags.precision
-    device = capture.prepare(dataclasses.replace(flags, cuda=on_gpu, precision=precision))
+    device = process.prepare(dataclasses.replace(flags, cuda=on_gpu, precision=precision))
     seed = flags.seed if args.seed is None else args.seed
     envs = make_envs(args, flags, device, 1 if window else args.episodes or EPISODES)
     agent = rebuild_agent(program, flags, policy, envs)

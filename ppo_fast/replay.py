@@ -15,9 +15,13 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from ppo_fast.engine.distributed import Ranks
+from ppo_fast.engine.engine import Engine
 from ppo_fast.engine.firstbad import FirstBad
+from ppo_fast.engine.ranks import Ranks
 from ppo_fast.run import checkpoint, cli, crash, programs
+
+# What the updates find out themselves, and a mask that is left out where all rows count.
+MADE_ANEW = ("advantage", "rollout.advantage", "rollout.valid")
 
 
 def replay(payload: Mapping[str, Any]) -> list[str]:
@@ -38,9 +42,12 @@ def replay(payload: Mapping[str, Any]) -> list[str]:
     args = program.Args(**{**known, "compile": "off"})
     args.check()
     envs, agent, learner = program.setup(args, device)
-    iteration = program.make_iteration(args, envs, agent, learner, fast=False, ranks=Ranks(device))
-    state = iteration.state
+    iteration = program.make_iteration(args, envs, agent, learner, Engine(args, Ranks(device), "eager"))
+    iteration.collect()  # makes room for a rollout
+    state = iteration.state.all()
     for name, x in broken.tensors.items():
+        if name in MADE_ANEW and name not in state:
+            continue
         if name not in state or state[name].shape != x.shape:
             raise ValueError(f"file: its {name} does not fit its flags")
         state[name].copy_(x)

@@ -3,32 +3,41 @@
     python -m ppo_fast.train --num-envs 64
     python -m ppo_fast.train --env-id Acrobot-v1 --seed 3 --track --wandb-mode offline
 
-All of it is written eagerly; the block *Executables* compiles, records or captures it. Letters: T steps, N envs,
-B = T·N, M minibatch, S observation shape, A action dimensions, P parameters.
+The algorithm is written eagerly, in the order in which it happens: collect, advantages, loss, descend, learn. How its
+functions run (recorded, compiled, captured in CUDA graphs, on threads, in several processes) is the engine's business;
+the block *Executables* hands them over. Letters: T steps, N envs, B = T·N, M minibatch, S observation shape, A action
+dimensions, P parameters, H outputs of the policy network.
+
+Under torchrun each process has N / processes environments and its own rows of every minibatch. What they add up
+is marked by `reduce`, a sum over processes: gradients, the advantages' mean and deviation, the normalisers'
+statistics, whether a number was not finite. All else is the same, so the parameters stay equal.
 """
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
 from typing import Annotated, Any, Literal, NamedTuple
 
 import torch
-from gymnasium.vector import AutoresetMode
 from torch import Tensor, nn
 
 from ppo_fast import envs as environments
-from ppo_fast.algorithm import networks, normalize, ppo
+from ppo_fast.algorithm import heads, mlp, normalize, ppo
+from ppo_fast.algorithm.adam import Learner, adam_, adapt_, clip_gradient, new_learner
 from ppo_fast.algorithm.episodes import episode_stats
-from ppo_fast.engine import capture, crew, distributed, graphs
+from ppo_fast.algorithm.statistics import Means, Metrics, Statistics
+from ppo_fast.engine import process, ranks
+from ppo_fast.engine.engine import Engine
+from ppo_fast.engine.flat import flatten_parameters
+from ppo_fast.engine.iteration import Iteration, train_state
 from ppo_fast.run import cli, session
-from ppo_fast.run.cli import Range
-
-Rows = tuple[Tensor, ...]
+from ppo_fast.run.flags import Range, check_ranges
+from ppo_fast.run.run_flags import RunFlags
+from ppo_fast.run.stopwatch import Stopwatch
 
 
 @dataclass
-class Args(cli.RunFlags):
+class Args(RunFlags):
     """The flags of the algorithm; names and meaning are CleanRL's where it has them."""
 
     learning_rate: Annotated[float, Range(0)] = 2.5e-3
@@ -88,7 +97,7 @@ class Args(cli.RunFlags):
 
     def check(self) -> None:
         """Raise ValueError naming the first flag whose value cannot work."""
-        cli.check_ranges(self)
+        check_ranges(self)
         if self.num_minibatches > self.batch_size:
             raise ValueError(f"--num-minibatches: at most {self.batch_size} (num_envs x num_steps) can be filled")
         if self.num_iterations < 1:
@@ -96,307 +105,316 @@ class Args(cli.RunFlags):
 
 
 class Agent(nn.Module):
-    """Actor and critic: two networks, or one backbone with two heads. Observations are (..., *S), as they come."""
+    """Actor and critic: two networks, or one backbone with two heads. Observations are (..., *S), as they come.
 
-    def __init__(self, envs: Any, args: Args, generator: torch.Generator | None = None) -> None:
+    Any nn.Module of float32 parameters may take the networks' place; it has to treat the rows of a batch alike and one
+    by one, because the engine works on parts of a batch. `--precision` concerns mlp.MLP alone.
+    A Dict observation arrives flat, its entries in the order of their sorted keys: envs.columns["policy"] are the
+    columns of the entry "policy", for obs[..., envs.columns["policy"]].
+    Buffers are saved with the policy unless they are registered with persistent=False: those belong to the environments
+    of this process, like the running return of normalize.Rewards.
+    """
+
+    def __init__(self, envs: environments.Environments, args: Args, generator: torch.Generator | None = None) -> None:
         super().__init__()
-        self.obs_shape, self.mask_size = envs.single_observation_space.shape, envs.mask_size
-        self.head = networks.make_head(envs.single_action_space, args.log_std_init)
+        self.obs_shape = envs.single_observation_space.shape
+        self.mask_size = envs.mask_size  # last numbers of an observation that say which actions are allowed; mostly 0
+        self.head = heads.make_head(envs.single_action_space, args.log_std_init)
+        self.normalize_obs = None
+        self.normalize_reward = None
+        self.backbone = None
         sizes = [math.prod(self.obs_shape) - self.mask_size, *args.hidden_sizes]
-        self.normalize_obs = normalize.Observations(sizes[0]) if args.norm_obs else None
-        self.normalize_reward = normalize.Rewards(args.num_envs, args.gamma) if args.norm_reward else None
-        self.backbone, dtype = None, torch.bfloat16 if args.precision == "bf16" else None
+        if args.norm_obs:
+            self.normalize_obs = normalize.Observations(sizes[0])
+        if args.norm_reward:
+            self.normalize_reward = normalize.Rewards(args.num_envs, args.gamma)
+        dtype = torch.bfloat16 if args.precision == "bf16" else None
         if args.shared_backbone:
-            self.backbone = networks.MLP(sizes, math.sqrt(2), generator, activate_last=True, dtype=dtype)
+            self.backbone = mlp.MLP(sizes, math.sqrt(2), generator, activate_last=True, dtype=dtype)
             sizes = sizes[-1:]
-        self.actor = networks.MLP([*sizes, self.head.outputs], 0.01, generator, dtype=dtype)
-        self.critic = networks.MLP([*sizes, 1], 1.0, generator, dtype=dtype)
+        self.actor = mlp.MLP([*sizes, self.head.outputs], 0.01, generator, dtype=dtype)
+        self.critic = mlp.MLP([*sizes, 1], 1.0, generator, dtype=dtype)
 
     def inputs(self, obs: Tensor) -> Tensor:
-        """The numbers in an observation, without the action mask that may stand at its end: (M, D)."""
-        x = obs.flatten(obs.ndim - len(self.obs_shape)) if len(self.obs_shape) > 1 else obs
-        return x[..., : -self.mask_size] if self.mask_size else x
+        """The numbers in an observation, without the action mask that may stand at its end: (M, *S) -> (M, D)."""
+        flat = obs.flatten(obs.ndim - len(self.obs_shape)) if len(self.obs_shape) > 1 else obs
+        return flat[..., : -self.mask_size] if self.mask_size else flat
 
     def features(self, obs: Tensor) -> Tensor:
-        """Input of actor and critic."""
+        """What actor and critic see: normalised, and through the backbone where there is one."""
         x = self.inputs(obs)
-        x = x if self.normalize_obs is None else self.normalize_obs(x)
-        return x if self.backbone is None else self.backbone(x)
+        if self.normalize_obs is not None:
+            x = self.normalize_obs(x)  # by the statistics as they stand; `learn` changes them
+        if self.backbone is not None:
+            x = self.backbone(x)
+        return x
 
     def policy(self, obs: Tensor, features: Tensor) -> Tensor:
-        """Logits, or means of a Gaussian; what the environment forbids has no probability."""
+        """Logits, or means of a Gaussian, (M, H); what the environment forbids has no probability."""
         outputs = self.actor(features)
-        return networks.masked(outputs, obs[..., -self.mask_size :]) if self.mask_size else outputs
+        return heads.masked(outputs, obs[..., -self.mask_size :]) if self.mask_size else outputs
 
     def value(self, obs: Tensor) -> Tensor:
         """V(s): (M, *S) -> (M,)."""
         return self.critic(self.features(obs)).squeeze(-1)
 
     def act(self, obs: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
-        """Actions (N, ...), drawn with noise or, without it, the most likely ones; and what the policy said, (N, H)."""
+        """Actions (N, ...), drawn with noise or, without it, the most likely ones; and the policy's outputs (N, H)."""
         outputs = self.policy(obs, self.features(obs))
-        return self.head.mode(outputs) if noise is None else self.head.sample(outputs, noise), outputs
+        action = self.head.mode(outputs) if noise is None else self.head.sample(outputs, noise)
+        return action, outputs
 
     def forward(self, obs: Tensor, action: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Log-probability and entropy of the policy, and V: each (M,)."""
+        """Log-probability of actions, entropy of the policy, and V: each (M,)."""
         features = self.features(obs)
         log_prob, entropy = self.head.log_prob_entropy(self.policy(obs, features), action)
         return log_prob, entropy, self.critic(features).squeeze(-1)
 
 
+class Carry(NamedTuple):
+    """What one rollout hands on to the next."""
+
+    env: tuple[Tensor, ...]  # state of a tensor environment, each (N, ...); () where environments run on the host
+    obs: Tensor  # (N, *S) on which the next action is chosen
+
+
+class Noise(NamedTuple):
+    """The random numbers of a rollout, drawn before it, so that `collect` is a function of what it is given."""
+
+    action: Tensor  # (T, N, ...)
+    env: Tensor  # (T, N, ...); of no use to environments on the host, which draw their own
+
+
 class Rollout(NamedTuple):
     """What T steps of N environments gave."""
 
-    obs: Tensor  # (T, N, *S)
-    action: Tensor  # (T, N) or (T, N, A)
-    log_prob: Tensor  # (T, N)
+    obs: Tensor  # (T, N, *S) float32
+    action: Tensor  # (T, N) int64, (T, N, K) int64 or (T, N, A) float32, as drawn: only the environment clips it
+    log_prob: Tensor  # (T, N) of the action, by the policy that drew it
     reward: Tensor  # (T, N)
     terminated: Tensor  # (T, N) bool
     truncated: Tensor  # (T, N) bool
-    final_obs: Tensor  # (T, N, *S) true successor of each step
-    valid: Tensor  # (T, N) bool, False for junk reset rows
+    final_obs: Tensor  # (T, N, *S) true successor of each step: where an episode ended, its own last observation
+    valid: Tensor | None  # (T, N) bool, False for the junk row in which a NEXT_STEP environment resets; else None
 
 
 class Batch(NamedTuple):
     """The rows an update draws from, or one minibatch of them."""
 
     obs: Tensor  # (B, *S)
-    action: Tensor  # (B,) or (B, A)
+    action: Tensor  # (B,), (B, K) or (B, A)
     log_prob: Tensor  # (B,)
     advantage: Tensor  # (B,)
     returns: Tensor  # (B,)
-    value: Tensor  # (B,)
+    value: Tensor  # (B,) before the updates
     valid: Tensor | None  # (B,) bool; None where all rows are valid
 
 
-def new_rollout(args: Args, envs: Any, agent: Agent) -> Rollout:
-    """The rollout's tensors, allocated once on the device; every row valid."""
-    obs, number, flag = (agent.obs_shape, torch.float32), ((), torch.float32), ((), torch.bool)
-    kinds = [obs, (agent.head.action_shape, agent.head.action_dtype), number, number, flag, flag, obs, flag]
-    size = (args.num_steps, args.num_envs)
-    return Rollout(*(torch.ones(*size, *shape, dtype=dtype, device=envs.device) for shape, dtype in kinds))
-
-
-def columns(agent: Agent, steps: list[Rows]) -> list[Tensor]:
-    """The columns of a Rollout from its steps; log π, of all at once, from what the policy said in its place."""
-    found = [torch.stack(column) for column in zip(*steps, strict=True)]
-    return [*found[:2], agent.head.log_prob(found[2], found[1]), *found[3:]]
-
-
-def collect(agent: Agent, envs: environments.TensorVectorEnv, state: Rows, rollout: Rows, noise: Rows) -> None:
-    """C steps of a tensor environment, in place: a function of state, the observation (N, *S) last, and noise, (C, N,
-    ...) each, which moves the state on and writes the first seven columns of a Rollout, (C, N, ...)."""
-    (*now, obs), steps = state, []
-    for action_noise, env_noise in zip(noise[0].unbind(), noise[1].unbind(), strict=True):
+def collect(agent: Agent, envs: environments.Environments, carry: Carry, noise: Noise) -> tuple[Carry, Rollout]:
+    """T steps of N environments: where they stand then, and what they gave."""
+    state, obs = carry
+    steps = []
+    for action_noise, env_noise in zip(noise.action.unbind(), noise.env.unbind(), strict=True):
         action, outputs = agent.act(obs, action_noise)
-        now, next_obs, *results, final_obs = envs.step_state(tuple(now), action, env_noise)
-        steps.append((obs, action, outputs, *results, final_obs))
-        obs = next_obs
-    capture.assign((*state, *rollout), (*now, obs, *columns(agent, steps)))
+        state, step = envs.advance(state, action, env_noise)
+        ends = (step.terminated, step.truncated, step.final_obs, step.valid)
+        steps.append((obs, action, outputs, step.reward, *ends))
+        obs = step.obs  # where an episode ended, the first one of the next
+    columns = [None if column[0] is None else torch.stack(column) for column in zip(*steps, strict=True)]
+    all_obs, actions, all_outputs, *results = columns
+    log_prob = agent.head.log_prob(all_outputs, actions)  # of all steps at once: the policy has not changed
+    return Carry(state, obs), Rollout(all_obs, actions, log_prob, *results)
 
 
-def collect_from_host(act: Callable, agent: Agent, envs: Any, group: int, obs: Tensor, rows: Rows) -> Iterator[None]:
-    """T steps of one group of host environments, in place: moves obs on and writes a Rollout; rows are noise and the
-    columns of that, (T, n, ...). It yields while the group steps, so that the policy can act for another."""
-    now, steps = obs, []
-    for action_noise in rows[0].unbind():
-        action, outputs = act(agent, now, action_noise)
-        envs.step_async(action, group)
-        yield
-        next_obs, *results, info = envs.step_wait(group)
-        steps.append((now, action, outputs, *results, info["final_obs"], info["valid"]))
-        now = next_obs
-    capture.assign((obs, *rows[1:]), (now, *columns(agent, steps)))
+class Executables(NamedTuple):
+    """The functions of an iteration as the engine runs them. Each does what the one of its name does here."""
+
+    value: Callable[[Tensor], Tensor]  # Agent.value
+    shuffled: Callable[[Batch, Tensor], Batch]
+    gradient: Callable[[Batch], tuple[Tensor, Statistics]]  # of `loss` by all parameters: (P,)
+    descend: Callable[[Learner, Tensor, Tensor], Tensor]
+    reduce: Callable[[Tensor], Tensor] | None  # sum over the processes of torchrun; None where there is one
 
 
-def collect_on_device(collect: Callable, agent: Agent, envs: Any, state: Rows, rollout: Rows, noise: Rows) -> None:
-    """T steps of a tensor environment into the rollout in place, CHUNK at a time."""
-    for *rows, action_noise, env_noise in zip(*(x.split(capture.CHUNK) for x in (*rollout, *noise)), strict=True):
-        collect(agent, envs, state, tuple(rows), (action_noise, env_noise))
+def advantages(agent: Agent, args: Args, learner: Learner, rollout: Rollout, obs: Tensor, run: Executables) -> Batch:
+    """What the updates learn from. `obs` (N, *S) follows after the rollout."""
+    values = run.value(torch.cat([rollout.obs, obs[None]]))  # (T + 1, N)
+    value, next_value = values[:-1], values[1:]
+    # A NaN or an infinity in any process: no update and no statistic of this iteration changes anything.
+    learner.sound.copy_(ppo.all_finite(rollout.obs, rollout.reward, values, reduce=run.reduce))
+    learner.active.copy_(learner.sound)
 
-
-def advantages(
-    agent: Agent, args: Args, rollout: Rollout, value: Tensor, valid: Tensor | None, **shared: Any
-) -> tuple[Batch, Tensor]:
-    """The batch and the explained variance () from the rollout and V of its T + 1 observations."""
-    reward, flags = rollout.reward, (rollout.terminated, rollout.truncated)
-    value, next_value = value[:-1], value[1:]
+    reward, done = rollout.reward, rollout.terminated | rollout.truncated
     if agent.normalize_reward is not None:
-        reward = agent.normalize_reward.update_(reward, flags[0] | flags[1], valid, **shared)
+        reward = agent.normalize_reward.update_(reward, done, rollout.valid, learner.sound, run.reduce)
+    # Where an episode was cut off, the value that follows is that of its own last observation, not of the next reset.
+    # Where it terminated, nothing follows, which gae knows.
     cut = rollout.truncated & ~rollout.terminated
-    if value.is_cuda:
-        next_value = torch.where(cut, agent.value(rollout.final_obs), next_value)
-    else:  # where the host may look, only the few truncated rows cost a forward pass
-        few = cut.nonzero(as_tuple=True)
-        next_value = next_value.index_put(few, agent.value(rollout.final_obs[few]))
-    advantage, returns = ppo.gae(reward, value, next_value, *flags, args.gamma, args.gae_lambda)
-    rows = (rollout.obs, rollout.action, rollout.log_prob, advantage, returns, value, valid)
-    batch = Batch._make(x if x is None else x.flatten(0, 1) for x in rows)
-    return batch, ppo.explained_variance(value, returns, valid)
+    next_value = ppo.successor_values(agent.value, rollout.final_obs, cut, next_value)
+    advantage, returns = ppo.gae(
+        reward, value, next_value, rollout.terminated, rollout.truncated, args.gamma, args.gae_lambda
+    )
+    columns = (rollout.obs, rollout.action, rollout.log_prob, advantage, returns, value, rollout.valid)
+    return Batch._make(None if x is None else x.flatten(0, 1) for x in columns)
 
 
-def loss(parameters: dict[str, Tensor], agent: Agent, args: Args, batch: Batch) -> tuple[Tensor, Tensor]:
-    """PPO's loss on one minibatch (M rows) and the statistics STATISTICS[:-1]."""
-    log_prob, entropy, value = networks.call(agent, parameters, batch.obs, batch.action)
-    log_ratio = log_prob - batch.log_prob
-    ratio, valid = log_ratio.exp(), batch.valid
-    policy_loss = ppo.policy_loss(ratio, batch.advantage, args.clip_coef, valid)
-    value_loss = ppo.value_loss(value, batch.value, batch.returns, args.clip_coef if args.clip_vloss else None, valid)
-    entropy = ppo.masked_mean(entropy, valid)
-    kls = [ppo.approx_kl(log_ratio.detach(), estimator, valid) for estimator in ("k1", "k3")]
-    clipped = ppo.clip_fraction(ratio.detach(), args.clip_coef, valid)
-    statistics = torch.stack([policy_loss, value_loss, entropy, *kls, clipped])
-    return policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy, statistics
-
-
-STATISTICS = ("policy_loss", "value_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "grad_norm")
-LOSSES = (*(f"losses/{name}" for name in (*STATISTICS, "explained_variance")), "charts/learning_rate")
-METRICS = (*LOSSES, "returns", "lengths", "episodes", "steps", "broken")  # means, then sums over processes
-
-
-def shuffled(args: Args, reduce: Callable | None, batch: Batch, order: Tensor) -> Batch:
+def shuffled(args: Args, reduce: Callable[[Tensor], Tensor] | None, batch: Batch, order: Tensor) -> Batch:
     """The batch in this order (B,), its advantages normalised within each minibatch, over the rows of all processes."""
-    batch = Batch._make(x if x is None else x[order] for x in batch)
+    batch = Batch._make(None if x is None else x[order] for x in batch)
     if args.norm_adv:
         normal = ppo.normalize_minibatches(batch.advantage, args.num_minibatches, batch.valid, reduce)
         batch = batch._replace(advantage=normal)
     return batch
 
 
-def gradient(agent: Agent, args: Args, theta: Tensor, rows: Batch, share: float | Tensor) -> Tensor:
-    """Forward and backward on a share of a minibatch: what it adds to the gradient and STATISTICS[:-1], (P + 6,)."""
-    gradients, _, statistics = ppo.value_and_gradients(loss, networks.parameters_of(agent, theta), agent, args, rows)
-    return torch.cat([networks.flatten(gradients), statistics]) * share
+def loss(agent: Agent, args: Args, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+    """PPO's loss on one minibatch (M rows), and the numbers to log of it, which appear as losses/<name>.
+
+    The loss and each number has to be a mean over the valid rows: large minibatches are worked through in parts.
+    """
+    log_prob, entropy, value = agent(batch.obs, batch.action)
+    log_ratio = log_prob - batch.log_prob
+    ratio = log_ratio.exp()
+    policy_loss = ppo.policy_loss(ratio, batch.advantage, args.clip_coef, batch.valid)
+    clip_vloss = args.clip_coef if args.clip_vloss else None
+    value_loss = ppo.value_loss(value, batch.value, batch.returns, clip_vloss, batch.valid)
+    entropy = ppo.masked_mean(entropy, batch.valid)
+    statistics = {
+        "policy_loss": policy_loss,
+        "value_loss": value_loss,
+        "entropy": entropy,
+        "old_approx_kl": ppo.approx_kl(log_ratio.detach(), "k1", batch.valid),
+        "approx_kl": ppo.approx_kl(log_ratio.detach(), "k3", batch.valid),
+        "clipfrac": ppo.clip_fraction(ratio.detach(), args.clip_coef, batch.valid),
+    }
+    return policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy, statistics
 
 
-def step(args: Args, learner: ppo.Learner, found: Rows) -> Tensor:
-    """Clip and Adam with the sum of what `gradient` found; returns STATISTICS. NaN and infinity move nothing."""
-    total, size = sum(found[1:], found[0]), len(STATISTICS) - 1
-    direction, norm = ppo.clip_gradient(total[:-size], args.max_grad_norm)
-    statistics = torch.cat([total[-size:], norm[None]])
-    learner.sound.logical_and_(statistics.isfinite().all())
+def descend(args: Args, learner: Learner, gradient: Tensor, losses: Tensor) -> Tensor:
+    """Clip the gradient (P,) of all parameters together and take one step of Adam, in place; returns its norm before.
+
+    A NaN or infinity in the gradient or the logged losses (S,) ends the updates of this iteration: nothing moves.
+    """
+    gradient, norm = clip_gradient(gradient, args.max_grad_norm)
+    learner.sound.logical_and_(torch.cat([losses, norm[None]]).isfinite().all())
     learner.active.logical_and_(learner.sound)
-    ppo.adam_(learner, direction, only_if_active=True)
-    return statistics
+    adam_(learner, gradient)
+    return norm
 
 
-def update(
-    args: Args, learner: ppo.Learner, ranks: distributed.Ranks, find: Callable, apply: Callable, parts: list[Batch]
-) -> Tensor:
-    """Loss, backward, clip and Adam on one minibatch, whose parts may be found side by side; returns STATISTICS."""
-    shares = ppo.shares(parts, ranks.world_size, ranks.sum_)
-    found = find([(learner.theta, *each) for each in zip(parts, shares, strict=True)])
-    return apply(args, learner, found if ranks.world_size == 1 else [ranks.sum_(torch.stack(found).sum(0))])
-
-
-def learn(
-    args: Args, shuffle: Callable, update: Callable, batch: Batch, learner: ppo.Learner, draw: Any, parts: int = 1
-) -> Tensor:
-    """K epochs of shuffled minibatches; returns the mean of STATISTICS over the updates made, on the device."""
-    rows, made, active = [], [], learner.active
+def learn(args: Args, learner: Learner, batch: Batch, draw: torch.Generator, run: Executables) -> dict[str, Tensor]:
+    """K epochs of shuffled minibatches; returns the mean of what was logged over the updates that were made."""
+    made = Means()
+    sizes = ppo.even_sizes(args.batch_size, args.num_minibatches)
     for _ in range(args.update_epochs):
-        whole = shuffle(batch, torch.randperm(args.batch_size, generator=draw, device=draw.device))
-        pieces = iter(ppo.split(whole, ppo.minibatch_sizes(args.batch_size, args.num_minibatches, parts)))
-        for minibatch in zip(*[pieces] * parts, strict=True):
-            made.append(active.float())
-            rows.append(update(list(minibatch)))
-        approx_kl = rows[-1][STATISTICS.index("approx_kl")]
-        if args.lr_schedule == "kl" and len(rows) > 1:  # before the first update it is 0, or a rounding
-            ppo.adapt_(learner.learning_rate, approx_kl, args.desired_kl)
+        order = torch.randperm(args.batch_size, generator=draw, device=draw.device)
+        for minibatch in ppo.split(run.shuffled(batch, order), sizes):  # every row once
+            active = learner.active.float()
+            gradient, losses = run.gradient(minibatch)  # loss, backward
+            grad_norm = run.descend(learner, gradient, losses.values)  # clip, Adam
+            made.add(losses, weight=active, grad_norm=grad_norm)
+        approx_kl = losses["approx_kl"]
+        if args.lr_schedule == "kl" and len(made) > 1:  # before the first update it is 0, or a rounding
+            adapt_(learner, approx_kl, args.desired_kl)
         if args.target_kl is not None:
-            active.logical_and_(approx_kl <= args.target_kl)
-            if not active.is_cuda and not active:  # a GPU would stall on a look: there the other updates do nothing
+            learner.active.logical_and_(approx_kl <= args.target_kl)
+            # A GPU would have to be waited for to look: there the other updates run and change nothing.
+            if not learner.active.is_cuda and not learner.active:
                 break
-    weight = torch.stack(made)[:, None]
-    return (torch.stack(rows) * weight).sum(0) / weight.sum().clamp(min=1)
+    return made.mean()
 
 
 def make_iteration(
-    args: Args, envs: Any, agent: Agent, learner: ppo.Learner, fast: bool, ranks: distributed.Ranks | None = None
-) -> capture.Phases:
-    """One iteration in two phases, the second of which returns METRICS as one device tensor."""
-    # Executables: the one block where anything is compiled, recorded or captured; `fast` asks for the first or last.
-    ranks = ranks or distributed.Ranks(envs.device)
-    device, on_device = ranks.device, isinstance(envs, environments.TensorVectorEnv)
-    wrap = graphs.Compiled if fast else graphs.Recorded if capture.records(args, device) else graphs.plain
-    threads = crew.Crew(device, wrap is not graphs.plain, started=not fast)
-    parts = len(threads.sizes(args.batch_size // args.num_minibatches, crew.FEW_ROWS))
-    alone, find = ranks.world_size == 1, partial(gradient, agent, args)
-    whole = alone and parts == 1  # then an update is one graph
-    pieces = (crew.in_turn(find), step) if whole else (threads.side_by_side(wrap(find)), wrap(step))
-    fused_act, fused_value = wrap(Agent.act), threads.side_by_side(wrap(Agent.value))
-    fused_collect = threads.side_by_side(partial(collect_on_device, wrap(collect)))
-    fused_shuffle = partial(wrap(shuffled) if alone else shuffled, args, None if alone else ranks.sum_)
-    fused_update = partial(wrap(update) if whole else update, args, learner, ranks, *pieces)
+    args: Args, envs: environments.Environments, agent: Agent, learner: Learner, engine: Engine
+) -> Iteration:
+    """One iteration in two halves, iteration.collect() and iteration.learn(), as the engine runs them."""
+    draw = torch.Generator(engine.device).manual_seed(args.seed)
+    obs = envs.reset(seed=args.seed)[0].clone()
+    carry = Carry(envs.state, obs)
+    episode_return = torch.zeros(
+        args.num_envs, dtype=torch.float64, device=engine.device
+    )  # so far, of those that go on
+    episode_length = torch.zeros(args.num_envs, dtype=torch.int64, device=engine.device)
 
-    draw = torch.Generator(device).manual_seed(args.seed)
-    rollout, obs = new_rollout(args, envs, agent), envs.reset(seed=args.seed)[0].clone()
-    valid = rollout.valid if envs.metadata["autoreset_mode"] == AutoresetMode.NEXT_STEP else None
-    carry = tuple(torch.zeros_like(rollout.reward[0], dtype=kind) for kind in (torch.float64, torch.int64))
-    estimate = torch.zeros_like(rollout.reward)  # kept for --verify
-    lanes = partial(crew.lanes, threads.sizes(args.num_envs, crew.FEW_ENVS))
-    own = [*zip(lanes(0, (*envs.state, obs)), lanes(1, rollout[:-1]), strict=True)] if on_device else []
+    # Executables: here, and only here, functions are handed to the engine, to run as they are, recorded, compiled or in
+    # CUDA graphs. A function may change the tensors among its arguments in place and nothing else; what it reads
+    # besides, such as args, has to stay as it is.
+    rollouts = engine.rollouts(collect, agent, envs, carry, args.num_steps)
+    run = Executables(
+        value=engine.in_parts(Agent.value, agent),
+        shuffled=engine.function(shuffled, args, engine.reduce),
+        gradient=engine.gradient(loss, agent, args, learner.theta),
+        descend=engine.function(descend, args),
+        reduce=engine.reduce,
+    )
 
-    def collect_phase() -> None:
+    def collect_half() -> None:
         noise = agent.head.draw_noise((args.num_steps, args.num_envs), draw)
-        if on_device:
-            noises = lanes(1, (noise, envs.draw_noise(args.num_steps)))
-            fused_collect([(agent, envs, *lane, both) for lane, both in zip(own, noises, strict=True)])
-        else:
-            environments.take_turns(partial(collect_from_host, fused_act, agent, envs), envs, obs, (noise, *rollout))
+        rollouts.collect(Noise(noise, envs.draw_noise(args.num_steps)))
 
-    def learn_phase() -> Tensor:
-        value = torch.cat(fused_value([(agent, x) for x in torch.cat([rollout.obs, obs[None]]).tensor_split(parts)]))
-        broken = ranks.sum_((~capture.all_finite(rollout.obs, rollout.reward, value)).double())
-        capture.assign((learner.sound, learner.active), (broken == 0, broken == 0))
-        shared = {"sound": learner.sound, "reduce": ranks.sum_}
-        batch, explained = advantages(agent, args, rollout, value, valid, **shared)
-        estimate.copy_(batch.advantage.view_as(estimate))
-        statistics = learn(args, fused_shuffle, fused_update, batch, learner, draw, parts)
+    def learn_half() -> Metrics:
+        rollout = rollouts.rollout
+        batch = advantages(agent, args, learner, rollout, carry.obs, run)
+        engine.show(advantage=batch.advantage.view_as(rollout.reward))  # to --verify, and in a crash file
+        losses = learn(args, learner, batch, draw, run)
+        losses["explained_variance"] = ppo.explained_variance(batch.value, batch.returns, batch.valid)
         if agent.normalize_obs is not None:  # after the updates: they are of the policy that acted
-            agent.normalize_obs.update_(agent.inputs(rollout.obs), valid, **shared)
-        episodes = episode_stats(rollout.reward, rollout.terminated | rollout.truncated, valid, *carry)
-        capture.assign(carry, (episodes.carry_return, episodes.carry_length))
-        sums = (*episodes[:3], rollout.valid.sum(), ~learner.sound)
-        return torch.cat([statistics, torch.stack([x.double() for x in (explained, learner.learning_rate, *sums)])])
+            inputs = agent.inputs(rollout.obs)
+            agent.normalize_obs.update_(inputs, rollout.valid, learner.sound, engine.reduce)
+        done = rollout.terminated | rollout.truncated
+        steps = torch.full_like(episode_length[0], args.batch_size) if rollout.valid is None else rollout.valid.sum()
+        episodes = episode_stats(rollout.reward, done, rollout.valid, episode_return, episode_length)
+        episode_return.copy_(episodes.carry_return)
+        episode_length.copy_(episodes.carry_length)
+        return Metrics(
+            means={f"losses/{name}": x for name, x in losses.items()} | {"charts/learning_rate": learner.learning_rate},
+            sums={
+                "returns": episodes.return_sum,
+                "lengths": episodes.length_sum,
+                "episodes": episodes.count,
+                "steps": steps,
+                "broken": ~learner.sound,
+            },
+        )
 
-    state = learner._asdict() | {f"rollout.{name}": x for name, x in rollout._asdict().items()} | {"obs": obs}
-    state |= {"carry_return": carry[0], "carry_length": carry[1], "advantage": estimate}
-    state |= {f"agent.{name}": x for name, x in agent.named_buffers()}
-    state |= {f"env{i}": x for i, x in enumerate(envs.state)} if on_device else {}
-    generators = [draw, envs.generator] if on_device else [draw]
-    begin = None if on_device else lambda seed: obs.copy_(envs.restart() if seed is None else envs.reset(seed=seed)[0])
-    one_thread = wrap is not graphs.plain or args.batch_size <= capture.EAGER_ROWS * args.num_minibatches
-    phases = capture.Phases(collect_phase, learn_phase, state, generators, threads, one_thread, begin)
-    return phases.ready(device, args.seed) if fast or capture.captures(args, device) else phases
+    def restart(seed: int | None) -> None:
+        obs.copy_(envs.restart() if seed is None else envs.reset(seed=seed)[0])
+
+    state = train_state(agent, learner, carry, carry_return=episode_return, carry_length=episode_length)
+    if envs.pure:  # its state is part of `carry`, and its noise comes from a generator on the device
+        return engine.iteration(collect_half, learn_half, state, [draw, envs.generator], None, args.seed)
+    return engine.iteration(collect_half, learn_half, state, [draw], restart, args.seed)
 
 
-def setup(args: Args, device: torch.device) -> tuple[Any, Agent, ppo.Learner]:
+def setup(args: Args, device: torch.device) -> tuple[environments.Environments, Agent, Learner]:
     """Environments, agent and learner. The flags alone decide them: equal flags give equal ones."""
     envs = environments.make(args.env_id, args.num_envs, device, args.backend, **args.env_options)
     agent = Agent(envs, args, torch.Generator().manual_seed(args.seed)).to(device)
-    return envs, agent, ppo.new_learner(networks.flatten_parameters(agent), args.learning_rate)
+    return envs, agent, new_learner(flatten_parameters(agent), args.learning_rate)
 
 
-def train(args: Args, watch: capture.Stopwatch | None = None) -> dict[str, Any]:
+def train(args: Args, watch: Stopwatch | None = None) -> dict[str, Any]:
     """Train, evaluate, leave a run folder; returns what result.json holds. A flag that can't work is a ValueError."""
     args, origin = session.settle(args)
     args.check()
-    device = capture.prepare(args)
+    device = process.prepare(args)
     if args.verify:
-        return session.compare_paths(args, setup, make_iteration, METRICS, device)
-    with distributed.init(device) as ranks, session.Session(args, ranks, origin, watch) as run:
-        envs, agent, learner = setup(share := run.share(args), ranks.device)  # its share of the environments
-        ranks.broadcast_(learner.theta)
-        fast = run.start(envs, agent)
-        iteration = make_iteration(share, envs, agent, learner, fast, ranks)
+        return session.compare_paths(args, setup, make_iteration, device)
+    with ranks.init(device) as group, session.Session(args, group, origin, watch) as run:
+        own = run.share(args)  # the flags of this process: its part of the environments, a seed of its own
+        envs, agent, learner = setup(own, group.device)
+        group.broadcast_(learner.theta)
+        engine = Engine(own, group, run.start(envs, agent).mode)
+        iteration = make_iteration(own, envs, agent, learner, engine)
         for i in run.iterations(iteration):
             if args.lr_schedule != "kl":
                 left = 1.0 - i / args.num_iterations if args.lr_schedule == "linear" and args.anneal_lr else 1.0
                 learner.learning_rate.fill_(args.learning_rate * run.rate_factor * left)
-            run.record(iteration, METRICS)
+            with run.environment_faults(iteration):  # one that dies is started again, or the run is saved and stops
+                iteration.collect()
+                run.record(iteration, iteration.learn())
         return run.finish(envs, agent, iteration)
 
 
 if __name__ == "__main__":
-    cli.run(train, Args, __doc__, capture.Stopwatch.since_process_start())
+    cli.run(train, Args, __doc__, Stopwatch.since_process_start())

@@ -11,11 +11,11 @@ Letters: T steps, N envs, D numbers of an observation.
 """
 
 from collections.abc import Callable
-from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
+
+from ppo_fast.algorithm.scan import linear_scan
 
 CLIP = 10.0  # what is normalised is cut off at ±CLIP
 TINY = 1e-8  # added to the variance, as gymnasium's NormalizeObservation and NormalizeReward do
@@ -44,27 +44,34 @@ class Moments(nn.Module):
         rows: Tensor,
         valid: Tensor | None = None,
         sound: Tensor | None = None,
-        reduce: Callable[[Tensor], Tensor] = lambda x: x,
+        reduce: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         """Take in rows (R, *shape).
 
         Args:
             valid: (R,) bool, the rows that count; None for all.
             sound: () bool; where it is false nothing changes. None takes in everything, NaN too.
-            reduce: sums a tensor over the processes that share these statistics.
+            reduce: sums a tensor over the processes that share these statistics; None for one.
         """
         rows = rows.double()
         weight = rows.new_ones(len(rows)) if valid is None else valid.double()
         column = weight.view(-1, *[1] * self.mean.ndim)
         # A junk row may hold anything, and NaN times 0 is NaN.
         rows = torch.where(column > 0, rows, 0.0)
-        totals = reduce(torch.cat([weight.sum()[None], rows.sum(0).flatten()]))
+        totals = torch.cat([weight.sum()[None], rows.sum(0).flatten()])
+        if reduce is not None:
+            totals = reduce(totals)
         count, mean = totals[0], totals[1:].view_as(self.mean) / totals[0].clamp(min=1)
-        square = reduce((column * (rows - mean) ** 2).sum(0))
-        both = self.count + count
-        shift = (mean - self.mean) * (count / both.clamp(min=1))
-        merged = (both, self.mean + shift, self.square + square + shift * (mean - self.mean) * self.count)
-        for old, new in zip((self.count, self.mean, self.square), merged, strict=True):
+        square = (column * (rows - mean) ** 2).sum(0)
+        if reduce is not None:
+            square = reduce(square)
+        # Chan, Golub & LeVeque 1983: the moments of both sets of rows together.
+        new_count = self.count + count
+        step = mean - self.mean
+        shift = step * (count / new_count.clamp(min=1))
+        new_mean = self.mean + shift
+        new_square = self.square + square + shift * step * self.count
+        for old, new in ((self.count, new_count), (self.mean, new_mean), (self.square, new_square)):
             old.copy_(new if sound is None else torch.where(sound, new, old))
 
 
@@ -91,7 +98,7 @@ class Observations(nn.Module):
         x: Tensor,
         valid: Tensor | None = None,
         sound: Tensor | None = None,
-        reduce: Callable[[Tensor], Tensor] = lambda x: x,
+        reduce: Callable[[Tensor], Tensor] | None = None,
     ) -> None:
         """Take in observations (T, N, D); the other arguments are those of `Moments.merge_`, valid (T, N)."""
         self.moments.merge_(x.flatten(0, 1), None if valid is None else valid.flatten(), sound, reduce)
@@ -125,7 +132,7 @@ class Rewards(nn.Module):
         done: Tensor,
         valid: Tensor | None = None,
         sound: Tensor | None = None,
-        reduce: Callable[[Tensor], Tensor] = lambda x: x,
+        reduce: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         """Take in rewards (T, N) and ends of episodes `done` (T, N) bool; returns the rewards scaled, (T, N) float32.
 
@@ -141,17 +148,14 @@ class Rewards(nn.Module):
 def discounted(reward: Tensor, done: Tensor, carry: Tensor, gamma: float) -> tuple[Tensor, Tensor]:
     """G_t = r_t + gamma · carry_t down the rows of reward (T, N); carry_{t+1} is G_t, or 0 where the episode ended.
 
+    Args:
+        done: (T, N) bool.
+        carry: (N,), from the rollout before.
+
     Returns:
         G (T, N) and the carry (N,) after the last row.
     """
-    result, keep, carry = reward.clone(), (~done).to(reward.dtype) * gamma, carry * gamma
-    rows: Any = result
-    factors, last = keep, carry
-    # NumPy's calls on rows this short cost a third of torch's.
-    if reward.device.type == "cpu" and not torch.compiler.is_compiling():
-        rows, factors, last = result.numpy(), keep.numpy(), carry.numpy()  # pyright: ignore[reportAssignmentType]
-    with np.errstate(all="ignore"):  # NaN and infinity are looked for by the program
-        for t in range(len(rows)):
-            rows[t] += last
-            last = rows[t] * factors[t]
+    goes_on = (~done).to(reward.dtype) * gamma
+    first = reward[:1] + carry * gamma
+    result = linear_scan(torch.cat([first, reward[1:]]), torch.cat([goes_on[:1], goes_on[:-1]]))
     return result, torch.where(done[-1], 0.0, result[-1])

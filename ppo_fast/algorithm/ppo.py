@@ -6,13 +6,32 @@ Letters: T steps, N envs, M minibatch, P parameters. Every mean takes an optiona
 junk reset rows of a NEXT_STEP environment out of every loss and every statistic.
 """
 
-import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple, TypeVar
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from ppo_fast.algorithm.scan import linear_scan
+
+Reduce = Callable[[Tensor], Tensor]  # sums a tensor over the processes that train together
+
+Rows = TypeVar("Rows", bound=NamedTuple)
+
+
+def successor_values(value: Callable[[Tensor], Tensor], final_obs: Tensor, cut: Tensor, next_value: Tensor) -> Tensor:
+    """V of the true successor of each step (T, N): `next_value`, and value(final_obs) where an episode was cut off.
+
+    Args:
+        value: V of observations (M, *S), (M,).
+        final_obs: (T, N, *S), the last observation of an episode where it ended.
+        cut: (T, N) bool, where a time limit ended an episode that would have gone on (Pardo et al. 2018).
+        next_value: (T, N), V of the observation that follows in the rollout, which there is of another episode.
+    """
+    if next_value.is_cuda:  # to look how many there are would make the host wait, so all of them are evaluated
+        return torch.where(cut, value(final_obs), next_value)
+    where = cut.nonzero(as_tuple=True)
+    return next_value.index_put(where, value(final_obs[where]))
 
 
 def gae(
@@ -38,24 +57,16 @@ def gae(
     """
     delta = reward + gamma * torch.where(terminated, 0.0, next_value) - value
     carry = torch.where(terminated | truncated, 0.0, gamma * gae_lambda).to(delta.dtype)
-    advantage = _reverse_sum(delta, carry)
+    advantage = linear_scan(delta, carry, reverse=True)
     return advantage, advantage + value
 
 
-def _reverse_sum(delta: Tensor, carry: Tensor) -> Tensor:
-    """x_t = delta_t + carry_t · x_{t+1} down the rows of (T, N), each row after the one below it, x_T = delta_T."""
-    if delta.device.type == "cpu" and not torch.compiler.is_compiling():
-        # NumPy's calls on rows this short cost a third of torch's, and unrolling T of them for the compiler 20 seconds.
-        result = delta.detach().clone()
-        rows, factors = result.numpy(), carry.detach().numpy()
-        with np.errstate(all="ignore"):  # NaN and infinity are looked for by the program
-            for t in range(len(rows) - 2, -1, -1):
-                rows[t] += factors[t] * rows[t + 1]
-        return result
-    rows = list(delta.unbind())
-    for t in range(len(rows) - 2, -1, -1):
-        rows[t] = torch.addcmul(rows[t], carry[t], rows[t + 1])
-    return torch.stack(rows)
+def all_finite(*tensors: Tensor, reduce: Reduce | None = None) -> Tensor:
+    """Whether no number in any of them is NaN or infinite, () bool, on the device; with `reduce`, in any process."""
+    finite = torch.stack([x.sum(dtype=torch.float64) for x in tensors]).isfinite().all()
+    if reduce is None:
+        return finite
+    return reduce((~finite).double()) == 0
 
 
 def masked_mean(x: Tensor, valid: Tensor | None = None) -> Tensor:
@@ -90,46 +101,57 @@ def normalize_advantage(advantage: Tensor, valid: Tensor | None = None, sums: Te
         sums: `advantage_sums` of minibatches that are spread over processes, of which `advantage` are parts.
     """
     if sums is not None:
-        count, total, squares = (x[..., None] for x in sums.unbind(-1))
-        mean = total / count.clamp(min=1)
-        # Equal rows leave a rounding error here, 1e-16 of the square: less than 1e-12 of it is no variance.
-        spread = squares - total * mean
-        variance = torch.where(spread > 1e-12 * squares, spread, 0.0) / (count - 1).clamp(min=1)
-        return torch.where(variance > 0, (advantage - mean) / (variance.sqrt() + 1e-8), 0.0).float()
+        return _normalized_by_sums(advantage, sums)
+    # One of the rows is taken off first. It changes no variance, and makes exact zeros of equal rows; less their mean
+    # alone they would keep its rounding error, which looks like a variance.
     if valid is None:
-        advantage = advantage - advantage[..., :1]  # equal rows become exact zeros, see _shifted
-        mean, count = advantage.mean(-1, keepdim=True), advantage.shape[-1]
-        total = ((advantage - mean) ** 2).sum(-1, keepdim=True)
-        # max(count - 1, 1): the sample variance of one row is undefined; its centred value is 0 anyway.
-        return (advantage - mean) / ((total / max(count - 1, 1)).sqrt() + 1e-8)
-    advantage = advantage - advantage.gather(-1, valid.long().argmax(-1, keepdim=True))
-    count = valid.sum(-1, keepdim=True)
-    mean = torch.where(valid, advantage, 0.0).sum(-1, keepdim=True) / count.clamp(min=1)
-    total = torch.where(valid, (advantage - mean) ** 2, 0.0).sum(-1, keepdim=True)
-    return (advantage - mean) / ((total / (count - 1).clamp(min=1)).sqrt() + 1e-8)
+        advantage = advantage - advantage[..., :1]
+        mean = advantage.mean(-1, keepdim=True)
+        squares = ((advantage - mean) ** 2).sum(-1, keepdim=True)
+        # The sample variance of one row is undefined; the row itself is 0 by now.
+        variance = squares / max(advantage.shape[-1] - 1, 1)
+    else:
+        first_valid = valid.long().argmax(-1, keepdim=True)
+        advantage = advantage - advantage.gather(-1, first_valid)
+        count = valid.sum(-1, keepdim=True)
+        mean = torch.where(valid, advantage, 0.0).sum(-1, keepdim=True) / count.clamp(min=1)
+        squares = torch.where(valid, (advantage - mean) ** 2, 0.0).sum(-1, keepdim=True)
+        variance = squares / (count - 1).clamp(min=1)
+    return (advantage - mean) / (variance.sqrt() + 1e-8)
+
+
+def _normalized_by_sums(advantage: Tensor, sums: Tensor) -> Tensor:
+    """The same, where mean and deviation come from the sums (..., 3) of all processes."""
+    count, total, squares = (x[..., None] for x in sums.unbind(-1))
+    mean = total / count.clamp(min=1)
+    spread = squares - total * mean
+    # Equal rows leave a rounding error here, 1e-16 of the square: less than 1e-12 of it is no variance.
+    variance = torch.where(spread > 1e-12 * squares, spread, 0.0) / (count - 1).clamp(min=1)
+    return torch.where(variance > 0, (advantage - mean) / (variance.sqrt() + 1e-8), 0.0).float()
 
 
 def normalize_minibatches(
-    advantage: Tensor,
-    num_minibatches: int,
-    valid: Tensor | None = None,
-    reduce: Callable[[Tensor], Tensor] | None = None,
+    advantage: Tensor, num_minibatches: int, valid: Tensor | None = None, reduce: Reduce | None = None
 ) -> Tensor:
-    """`normalize_advantage` of the minibatches that follow one another in advantage (B,), cut by `minibatch_sizes`.
+    """`normalize_advantage` of the minibatches that follow one another in advantage (B,), cut by `even_sizes`.
 
     Args:
         valid: (B,) bool.
-        reduce: sums a tensor over the processes that each have a part of every minibatch.
+        reduce: sums a tensor over the processes that each have a part of every minibatch; None for one process.
     """
-    small, larger = divmod(len(advantage), num_minibatches)
-    cut, blocks = larger * (small + 1), []
-    for rows, size in ((slice(0, cut), small + 1), (slice(cut, len(advantage)), small)):
-        if rows.start < rows.stop:  # minibatches of one size are the rows of a matrix
-            blocks.append((advantage[rows].view(-1, size), None if valid is None else valid[rows].view(-1, size)))
-    sums = [None] * len(blocks)
-    if reduce is not None:
-        sums = reduce(torch.cat([advantage_sums(x, mask) for x, mask in blocks])).split([len(x) for x, _ in blocks])
-    normal = [normalize_advantage(x, mask, total) for (x, mask), total in zip(blocks, sums, strict=True)]
+    small, number_of_larger = divmod(len(advantage), num_minibatches)
+    end_of_larger = number_of_larger * (small + 1)
+    blocks = []  # minibatches of one size are the rows of a matrix: at most two of these
+    for start, end, size in ((0, end_of_larger, small + 1), (end_of_larger, len(advantage), small)):
+        if start < end:
+            mask = None if valid is None else valid[start:end].view(-1, size)
+            blocks.append((advantage[start:end].view(-1, size), mask))
+    if reduce is None:
+        normal = [normalize_advantage(rows, mask) for rows, mask in blocks]
+    else:
+        sums = reduce(torch.cat([advantage_sums(rows, mask) for rows, mask in blocks]))
+        own = sums.split([len(rows) for rows, _ in blocks])
+        normal = [_normalized_by_sums(rows, total) for (rows, _), total in zip(blocks, own, strict=True)]
     return torch.cat([x.flatten() for x in normal])
 
 
@@ -185,120 +207,13 @@ def explained_variance(value: Tensor, returns: Tensor, valid: Tensor | None = No
     return torch.where(return_variance > 0, 1.0 - ratio, torch.nan)
 
 
-def value_and_gradients(
-    loss_fn: Callable[..., tuple[Tensor, Tensor]], parameters: dict[str, Tensor], *batch: Any
-) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-    """Gradients of `loss_fn(parameters, *batch) -> (loss, statistics)` by name, the loss, and the statistics.
-
-    Inside torch.compile this is torch.func, which makes forward and backward one graph; outside it is plain autograd,
-    which does the same in about 60 % of the time there.
-    """
-    if torch.compiler.is_compiling():
-        gradients, (loss, statistics) = torch.func.grad_and_value(loss_fn, has_aux=True)(parameters, *batch)
-        return gradients, loss, statistics
-    leaves = list(parameters.values())
-    try:
-        for leaf in leaves:
-            leaf.requires_grad_()
-        with torch.enable_grad():
-            loss, statistics = loss_fn(parameters, *batch)
-            gradients = torch.autograd.grad(loss, leaves)
-    finally:
-        for leaf in leaves:
-            leaf.requires_grad_(False)
-    return dict(zip(parameters, gradients, strict=True)), loss.detach(), statistics.detach()
+def even_sizes(rows: int, parts: int) -> list[int]:
+    """Sizes of so many parts of so many rows: they differ by at most one, the larger ones first."""
+    small, number_of_larger = divmod(rows, parts)
+    return [small + 1] * number_of_larger + [small] * (parts - number_of_larger)
 
 
-def clip_gradient(gradient: Tensor, max_norm: float) -> tuple[Tensor, Tensor]:
-    """The flat gradient (P,) scaled to a 2-norm of at most max_norm, and its norm before (torch's clip_grad_norm_)."""
-    norm = torch.linalg.vector_norm(gradient)
-    return gradient * (max_norm / (norm + 1e-6)).clamp(max=1.0), norm
-
-
-class Learner(NamedTuple):
-    """The parameters and Adam's state: everything that an update changes, in place."""
-
-    theta: Tensor  # (P,) every parameter, flat
-    moment1: Tensor  # (P,) Adam's first moment
-    moment2: Tensor  # (P,) and second
-    step: Tensor  # () float, updates so far
-    learning_rate: Tensor  # () float: changed in place, so that annealing recompiles nothing
-    active: Tensor  # () bool: while false, `adam_` with `only_if_active` changes nothing
-    sound: Tensor  # () bool: false once anything in this iteration was NaN or infinite
-
-
-def new_learner(theta: Tensor, learning_rate: float) -> Learner:
-    """The learner at the start of training; theta (P,) is taken, not copied."""
-    scalars = (torch.zeros((), device=theta.device), torch.full((), learning_rate, device=theta.device))
-    flags = (torch.ones((), dtype=torch.bool, device=theta.device) for _ in range(2))
-    return Learner(theta, torch.zeros_like(theta), torch.zeros_like(theta), *scalars, *flags)
-
-
-def adapt_(learning_rate: Tensor, kl: Tensor, desired_kl: float, low: float = 1e-5, high: float = 1e-2) -> None:
-    """Move the learning rate () towards updates of the wanted size, in place and without the host looking.
-
-    Divided by 1.5 where kl () is above twice desired_kl, multiplied by 1.5 where it is below half of it, within [low,
-    high]: the rule of rsl_rl's and rl_games' trainers. NaN changes nothing.
-    """
-    factor = torch.where(kl > 2 * desired_kl, 1 / 1.5, torch.where(kl < desired_kl / 2, 1.5, 1.0))
-    learning_rate.copy_(torch.where(factor == 1.0, learning_rate, (learning_rate * factor).clamp(low, high)))
-
-
-def adam_(
-    learner: Learner,
-    gradient: Tensor,
-    only_if_active: bool = False,
-    betas: tuple[float, float] = (0.9, 0.999),
-    eps: float = 1e-5,
-) -> None:
-    """One Adam step in place: Kingma & Ba 2015, algorithm 1, with the arithmetic of torch.optim.Adam.
-
-    Args:
-        gradient: (P,).
-        only_if_active: look at `learner.active`, on the device: a KL stop then ends an epoch without the host looking.
-    """
-    beta1, beta2 = betas
-    theta, moment1, moment2, step, learning_rate, active = learner[:6]
-    count = step + 1
-    first = torch.lerp(moment1, gradient, 1 - beta1)
-    second = moment2 * beta2 + (1 - beta2) * gradient * gradient
-    # 1 - beta**count as -expm1: float32 would lose three of its seven digits in 1 - 0.999.
-    correction1, correction2 = (-torch.expm1(count * math.log(beta)) for beta in betas)
-    denominator = second.sqrt() / correction2.sqrt() + eps
-    moved = theta - learning_rate / correction1 * first / denominator
-    for old, new in ((step, count), (moment1, first), (moment2, second), (theta, moved)):
-        old.copy_(torch.where(active, new, old) if only_if_active else new)
-
-
-def minibatch_sizes(batch_size: int, num_minibatches: int, parts: int = 1) -> Sequence[int]:
-    """Sizes of the minibatches of one epoch: all rows are used, sizes differ by at most one, the larger ones first.
-
-    With `parts`: of that many parts of each minibatch, cut in the same way, one minibatch after the other.
-    """
-    small, larger = divmod(batch_size, num_minibatches)
-    sizes = [small + 1] * larger + [small] * (num_minibatches - larger)
-    return sizes if parts == 1 else [part for size in sizes for part in minibatch_sizes(size, parts)]
-
-
-def split(batch: Any, sizes: Sequence[int]) -> list[Any]:
+def split(rows: Rows, sizes: Sequence[int]) -> list[Rows]:
     """A named tuple of columns (B, ...), None where there is no such column, cut into pieces of these sizes: views."""
-    columns = [[None] * len(sizes) if x is None else x.split(list(sizes)) for x in batch]
-    return [type(batch)._make(piece) for piece in zip(*columns, strict=True)]
-
-
-def shares(parts: Sequence[Any], world_size: int = 1, reduce: Callable[[Tensor], Tensor] = lambda x: x) -> list[Any]:
-    """What share of a minibatch's valid rows each of its parts has: the mean over all is the sum of share times mean.
-
-    Args:
-        parts: named tuples of columns (M, ...), `valid` (M,) bool or None among them.
-        world_size: processes that each have as many rows of the minibatch.
-        reduce: sums a tensor over them.
-
-    Returns:
-        Numbers or, where there is a mask, tensors ().
-    """
-    if parts[0].valid is None:
-        total = world_size * sum(len(part[0]) for part in parts)
-        return [len(part[0]) / total for part in parts]
-    counts = torch.stack([part.valid.sum() for part in parts]).double()
-    return list((counts / reduce(counts.sum()).clamp(min=1)).float().unbind())
+    columns = [[None] * len(sizes) if x is None else x.split(list(sizes)) for x in rows]
+    return [type(rows)._make(piece) for piece in zip(*columns, strict=True)]

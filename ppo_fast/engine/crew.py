@@ -11,12 +11,13 @@ threads meet once a function, and sleep while they wait.
 
 import threading
 import weakref
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from queue import SimpleQueue
 from typing import Any
 
 import torch
-from torch import Tensor
+
+from ppo_fast.algorithm.ppo import even_sizes
 
 # Fewer environments, or rows of a minibatch, than this are not worth a thread of their own (benchmarks/LOG.md).
 FEW_ENVS, FEW_ROWS = 64, 256
@@ -32,15 +33,15 @@ class Crew:
         started: false until every function has compiled; until then they run one after the other.
     """
 
-    def __init__(self, device: torch.device, compiled: bool, started: bool = False) -> None:
-        self.threads = torch.get_num_threads() if compiled and device.type == "cpu" else 1
+    def __init__(self, device: torch.device, parallel: bool, started: bool = False) -> None:
+        self.threads = torch.get_num_threads() if parallel and device.type == "cpu" else 1
         self.started = started
         self._jobs: list[SimpleQueue] = []  # of each further thread
 
     def sizes(self, rows: int, few: int) -> list[int]:
         """How to part so many rows: evenly, a part for each thread that gets at least `few`, or one."""
-        small, larger = divmod(rows, parts := max(1, min(self.threads, rows // few)))
-        return [small + 1] * larger + [small] * (parts - larger)
+        parts = max(1, min(self.threads, rows // few))
+        return even_sizes(rows, parts)
 
     def side_by_side(self, function: Callable[..., Any]) -> Callable[[Sequence[tuple]], list]:
         """Calls of a function, given as a sequence of their arguments, at the same time; results in order.
@@ -74,16 +75,6 @@ class Crew:
         self._jobs.append(jobs)
 
 
-def in_turn(function: Callable[..., Any]) -> Callable[[Sequence[tuple]], list]:
-    """What `side_by_side` returns, for one thread: it may be compiled together with its caller."""
-    return lambda calls: [function(*call) for call in calls]
-
-
-def lanes(sizes: Sequence[int], dim: int, tensors: Iterable[Tensor]) -> list[tuple[Tensor, ...]]:
-    """Tensors cut along one dimension into pieces of these sizes: for each piece a tuple of views, in order."""
-    return list(zip(*(x.split(list(sizes), dim) for x in tensors), strict=True))
-
-
 def _attempt(function: Callable[..., Any], call: tuple) -> tuple[Any, BaseException | None]:
     try:
         return function(*call), None
@@ -95,7 +86,10 @@ def _work(jobs: SimpleQueue) -> None:
     """What a thread does: call by call, until there is None."""
     torch.set_num_threads(1)
     with torch.no_grad():  # both are a thread's own settings
-        while (job := jobs.get()) is not None:
+        while True:
+            job = jobs.get()
+            if job is None:
+                return
             function, call, answer = job
             answer.put(_attempt(function, call))
             del job, function, call, answer  # what they hold on to would live until the next one

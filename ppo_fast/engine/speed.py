@@ -145,11 +145,11 @@ def of_run(
 
     Args:
         flags: a program's.
-        iteration: `collect()` fills a rollout of B steps, `state["rollout.action"]` holds its actions (T, N, ...).
+        iteration: `collect()` fills a rollout of B steps, `state.rollout["action"]` holds its actions (T, N, ...).
         result: "sps" and "first_iteration_seconds".
         seconds: "startup" and "compile".
     """
-    actions = itertools.cycle(iteration.state["rollout.action"].clone().unbind())
+    actions = itertools.cycle(iteration.state.rollout["action"].clone().unbind())
     shapes = {name: tuple(parameter.shape) for name, parameter in agent.named_parameters()}
     rows = flags.batch_size // flags.num_minibatches
     dtype = torch.bfloat16 if flags.precision == "bf16" else torch.float32

@@ -6,7 +6,8 @@ from typing import Any
 
 import torch
 
-from ppo_fast.engine import capture, profiling, speed
+from ppo_fast.engine import process, profiling, speed
+from ppo_fast.engine.iteration import Iteration
 from ppo_fast.envs import make
 from ppo_fast.run import play
 
@@ -22,17 +23,23 @@ def evaluate(args: Any, envs: Any, agent: play.Player, device: torch.device) -> 
     """
     backend = "sync" if envs.backend == "async" else envs.backend  # not a process for each of 100 episodes
     fresh = make(args.env_id, args.eval_episodes, device, backend)
-    return capture.with_threads(play.evaluate, 1)(fresh, agent, args.seed)
+    return process.with_threads(play.evaluate, 1)(fresh, agent, args.seed)
 
 
 def measure_speed(
-    args: Any, envs: Any, agent: Any, iteration: Any, result: Mapping[str, Any], seconds: Mapping[str, float]
+    args: Any, envs: Any, agent: Any, iteration: Iteration, result: Mapping[str, Any], seconds: Mapping[str, float]
 ) -> tuple[dict[str, float], list[str]]:
     """The speed report of a run that has trained, as result.json holds it and as lines; see `speed.of_run`."""
     report = speed.of_run(args, envs, agent, iteration, result, seconds)
     return report, speed.lines(report)
 
 
-def profile(iteration: Any, folder: Path, device: torch.device) -> list[str]:
+def profile(iteration: Iteration, folder: Path, device: torch.device) -> list[str]:
     """Where the time of an iteration goes, in lines; a trace lies in the run folder then."""
-    return profiling.profile(lambda: iteration().tolist(), folder, device).lines
+
+    def run() -> None:
+        iteration.collect()
+        metrics = iteration.learn()
+        torch.stack([*metrics.means.values(), *metrics.sums.values()]).tolist()  # what the session looks at
+
+    return profiling.profile(run, folder, device).lines

@@ -1,9 +1,9 @@
 """The lifecycle of one process's run: signals, clock, iterations, checkpoints, faults, the end.
 
     args, beginning = settle(args)
-    with distributed.init(device) as ranks, Session(args, ranks, beginning, watch) as run:
+    with ranks.init(device) as group, Session(args, group, beginning, watch) as run:
         ...
-        fast = run.start(envs, agent)
+        plan = run.start(envs, agent)
         for i in run.iterations(iteration):
             with run.environment_faults(iteration):
                 iteration.collect()
@@ -15,18 +15,20 @@ What is written and said of the agent is in its log (agent_log.py). What compute
 
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from ppo_fast import names
-from ppo_fast.engine import capture
-from ppo_fast.engine.distributed import Ranks
+from ppo_fast.algorithm.statistics import Metrics
+from ppo_fast.engine import plan, process
+from ppo_fast.engine.iteration import Iteration
+from ppo_fast.engine.ranks import Ranks
 from ppo_fast.envs import EnvironmentFault
 from ppo_fast.run import checkpoint, crash, ending, randomness, resume
 from ppo_fast.run.agent_log import AgentLog, header, open_run
@@ -38,6 +40,7 @@ from ppo_fast.run.health import Health
 from ppo_fast.run.interrupt import Stopped, StopSignal
 from ppo_fast.run.payload import Progress, RankState
 from ppo_fast.run.settle import Beginning, settle as settle
+from ppo_fast.run.stopwatch import Stopwatch
 from ppo_fast.run.tracking import NoRun
 from ppo_fast.run.verification import compare_paths as compare_paths
 
@@ -93,14 +96,14 @@ class Session:
         over: why it stops before its end; None while it does not.
     """
 
-    def __init__(self, args: Any, ranks: Ranks, beginning: Beginning, watch: capture.Stopwatch | None) -> None:
+    def __init__(self, args: Any, ranks: Ranks, beginning: Beginning, watch: Stopwatch | None) -> None:
         self.args = args
         self.ranks = ranks
         self.progress = Progress()
         self.over: Over | None = None
         self._beginning = beginning
         self._origin = beginning.origin
-        self._watch = watch or capture.Stopwatch()
+        self._watch = watch or Stopwatch()
         self._stop = StopSignal()
         self._stack = ExitStack()
         self._share = args  # the flags of this process
@@ -156,8 +159,8 @@ class Session:
         self._share = share
         return share
 
-    def start(self, envs: Any, agent: nn.Module) -> bool:
-        """Open the console and the run folder and say what runs; returns whether to compile.
+    def start(self, envs: Any, agent: nn.Module) -> plan.Plan:
+        """Open the console and the run folder and say what runs; returns how the iterations are to run.
 
         Raises:
             ValueError: the checkpoint is not of such an agent, or there is no room for a run folder.
@@ -169,16 +172,16 @@ class Session:
             if wrong is not None:
                 raise ValueError(f"--resume: {origin.path}: its {wrong} does not fit this configuration")
         parameters = sum(parameter.numel() for parameter in agent.parameters())
-        fast, execution = capture.decide(self.args, self.ranks.device, parameters)
-        self._open_log(self._facts(envs, parameters, execution), agent)
+        how = plan.decide(self.args, self.ranks.device, parameters)
+        self._open_log(self._facts(envs, parameters, how.words), agent)
         self.log.say(self._beginning.notes)
         if origin is not None:
             self.log.say(resume.lines(origin, envs.backend, self.ranks.world_size, self.args.num_iterations))
         self._watch.lap("startup")
-        if fast:
-            self.log.say([f"compiling     {capture.COMPILING}"])
+        if how.mode == "compiled":
+            self.log.say([f"compiling     {plan.COMPILING}"])
             self.log.console.phase("compiling")
-        return fast
+        return how
 
     def _facts(self, envs: Any, parameters: int, execution: str) -> dict[str, Any]:
         """What config.json holds."""
@@ -194,7 +197,7 @@ class Session:
             "program": program_of(args),
             "observation_space": str(envs.single_observation_space),
             "action_space": str(envs.single_action_space),
-            **capture.versions(self.ranks.device, args.cuda),
+            **process.versions(self.ranks.device, args.cuda),
         }
 
     def _open_log(self, facts: dict[str, Any], agent: Any) -> None:
@@ -213,7 +216,7 @@ class Session:
 
     # ---------------------------------------------------------------- iterations
 
-    def iterations(self, iteration: Any) -> Iterator[int]:
+    def iterations(self, iteration: Iteration) -> Iterator[int]:
         """The numbers of the iterations to run, from the checkpoint on, until the end or a stop; saves at the end."""
         self._watch.lap("compile")
         self._stack.callback(iteration.release)
@@ -229,7 +232,7 @@ class Session:
         self.save(iteration)
         self._watch.lap("train")
 
-    def record(self, iteration: Any, metrics: Any) -> None:
+    def record(self, iteration: Iteration, metrics: Metrics) -> None:
         """Look at an iteration's metrics once, log them, save and stop where it is time to.
 
         Args:
@@ -239,13 +242,6 @@ class Session:
         Raises:
             FloatingPointError: NaN or infinity, and no rollback is allowed; a crash file has been written.
         """
-        if isinstance(metrics[0], str):
-            with self.environment_faults(iteration):
-                self._record(iteration, _metrics_of(iteration(), metrics))
-            return
-        self._record(iteration, metrics)
-
-    def _record(self, iteration: Any, metrics: "Metrics") -> None:
         seen = self._look(metrics)
         if seen.totals.broken:
             return self._broke_down(iteration)
@@ -261,7 +257,7 @@ class Session:
             self.over = Over("max_runtime", MAX_RUNTIME_STATUS)
 
     @contextmanager
-    def environment_faults(self, iteration: Any) -> Iterator[None]:
+    def environment_faults(self, iteration: Iteration) -> Iterator[None]:
         """An environment that dies inside is started again, `--env-restarts` times; then the run is over, and saved.
 
         Raises:
@@ -274,7 +270,7 @@ class Session:
                 raise
             self._start_again(iteration, fault)
 
-    def _start_again(self, iteration: Any, fault: EnvironmentFault) -> None:
+    def _start_again(self, iteration: Iteration, fault: EnvironmentFault) -> None:
         while self._restarts < self.args.env_restarts:
             self._restarts += 1
             self.log.say([f"warning: {fault}; environments are started again ({self._restarts})"])
@@ -287,7 +283,7 @@ class Session:
         self.log.say([f"warning: {fault}; the run is saved and stops"])
         self.over = Over(str(fault), FAULT_STATUS)
 
-    def _look(self, metrics: "Metrics") -> Seen:
+    def _look(self, metrics: Metrics) -> Seen:
         """The metrics over all processes, on the host: the iteration's only look at the device."""
         limit = self.args.max_runtime
         late = limit is not None and time.time() - self._watch.started > limit
@@ -342,7 +338,7 @@ class Session:
 
     # ---------------------------------------------------------------- checkpoints
 
-    def save(self, iteration: Any) -> None:
+    def save(self, iteration: Iteration) -> None:
         """Write a checkpoint, unless this iteration has one. A full disk is one warning, and training goes on."""
         done = self.progress.iteration
         if self._saved_at == done:
@@ -356,14 +352,14 @@ class Session:
             states = [RankState.from_plain(rank) for rank in ranks]
             self.log.save(self.progress, states, self.args.keep_checkpoints, is_best)
 
-    def _note_saved(self, iteration: Any) -> Saved:
+    def _note_saved(self, iteration: Iteration) -> Saved:
         """Keep what a rollback goes back to."""
         self.progress = replace(self.progress, elapsed=self._elapsed())
         self._saved_at = self.progress.iteration
         self._saved = Saved(iteration.saved(), self.progress)
         return self._saved
 
-    def _restore(self, iteration: Any, origin: resume.Origin) -> None:
+    def _restore(self, iteration: Iteration, origin: resume.Origin) -> None:
         """Go on where a checkpoint was saved, in as many processes or in another number."""
         saved = origin.checkpoint
         self.progress = saved.progress
@@ -374,7 +370,7 @@ class Session:
             randomness.set_rng_state(own.rng)
         else:  # what belongs to the environments of one process stays out
             first = saved.ranks[0]
-            learned = _learned_names(iteration)
+            learned = iteration.state.learned
             tensors = {name: x for name, x in first.tensors.items() if name in learned}
             iteration.load(replace(first, tensors=tensors).to_plain())
             for generator in iteration.generators:
@@ -387,7 +383,7 @@ class Session:
 
     # ---------------------------------------------------------------- NaN and infinity
 
-    def _broke_down(self, iteration: Any) -> None:
+    def _broke_down(self, iteration: Iteration) -> None:
         """NaN or infinity: nothing of it is in the weights. Leave a crash file, then go back or stop."""
         text = f"step {self.progress.global_step:,}: {self._leave_crash(iteration)}"
         done = self.progress.rollbacks
@@ -398,7 +394,7 @@ class Session:
         self.log.say([f"warning: {text}", back])
         self.log.go_back()
 
-    def _roll_back(self, iteration: Any, saved: Saved) -> None:
+    def _roll_back(self, iteration: Iteration, saved: Saved) -> None:
         """Go on from the last checkpoint with other episodes and half the learning rate."""
         rollbacks = self.progress.rollbacks + 1
         factor = 0.5**rollbacks
@@ -408,11 +404,11 @@ class Session:
         if iteration.restart is not None:
             iteration.restart((self._share.seed + 7919 * rollbacks) % 2**31)
         since_saved = rollbacks - saved.progress.rollbacks
-        _learning_rate(iteration).mul_(0.5**since_saved)
+        iteration.state.learned["learning_rate"].mul_(0.5**since_saved)
 
-    def _leave_crash(self, iteration: Any) -> str:
+    def _leave_crash(self, iteration: Iteration) -> str:
         """Leave what the first process that found something knows; returns what and where, in words."""
-        tensors = _flat(iteration.state)
+        tensors = iteration.state.all()
         text = crash.finding(tensors)
         own = Crash(
             program=program_of(self.args),
@@ -432,7 +428,7 @@ class Session:
 
     # ---------------------------------------------------------------- the end
 
-    def finish(self, envs: Any, agent: Any, iteration: Any) -> dict[str, Any]:
+    def finish(self, envs: Any, agent: Any, iteration: Iteration) -> dict[str, Any]:
         """Evaluate, film, measure and report what the flags ask for; returns what result.json holds."""
         progress = self.progress
         result: dict[str, Any] = {
@@ -461,7 +457,9 @@ class Session:
         self.log.finish(result, measured, picture)
         return result
 
-    def _look_back(self, result: dict[str, Any], envs: Any, agent: Any, iteration: Any, picture: Beside) -> list[str]:
+    def _look_back(
+        self, result: dict[str, Any], envs: Any, agent: Any, iteration: Iteration, picture: Beside
+    ) -> list[str]:
         """Evaluate, film and measure into `result`; returns lines about the speed."""
         args, device = self.args, self.ranks.device
         if args.capture_video:
@@ -485,34 +483,3 @@ def quarters(num_iterations: int) -> frozenset[int]:
     """The iterations with which the first, second and third quarter of a run are complete; never the last one."""
     ends = {math.ceil(quarter * num_iterations / 4) for quarter in (1, 2, 3)}
     return frozenset(ends - {num_iterations})
-
-
-# ---------------------------------------------------------------- the seam to the engine
-
-
-class Metrics(NamedTuple):
-    """What an iteration says of itself, () each, on the device."""
-
-    means: dict[str, Tensor]
-    sums: dict[str, Tensor]
-
-
-def _metrics_of(vector: Tensor, found: Sequence[str]) -> Metrics:
-    """The metrics by name from a vector whose last numbers are those of Totals."""
-    by_name = dict(zip(found, vector.unbind(), strict=True))
-    sums = {name: by_name.pop(name) for name in Totals._fields}
-    return Metrics(by_name, sums)
-
-
-def _learned_names(iteration: Any) -> set[str]:
-    """The tensors that are the same in every process: learned, not of its environments."""
-    return {name for name in iteration.state if capture.is_shared(name)}
-
-
-def _flat(state: Any) -> dict[str, Tensor]:
-    """All tensors of an iteration under the names that they have in files."""
-    return dict(state)
-
-
-def _learning_rate(iteration: Any) -> Tensor:
-    return iteration.state["learning_rate"]

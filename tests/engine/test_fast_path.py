@@ -14,6 +14,8 @@ from unittest.mock import patch
 
 import pytest
 import torch
+from ppo_fast.engine.distributed import Ranks
+from ppo_fast.engine.graphs import CPU_OPTIONS, Compiled
 from torch._dynamo.testing import CompileCounterWithBackend
 from torch._dynamo.utils import counters
 from torch._subclasses.fake_tensor import (
@@ -27,8 +29,6 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from ppo_fast import train
 from ppo_fast.algorithm import ppo
 from ppo_fast.engine import capture, crew
-from ppo_fast.engine.distributed import Ranks
-from ppo_fast.engine.graphs import CPU_OPTIONS, Compiled
 from ppo_fast.run import session
 from ppo_fast.train import Args, Batch
 

@@ -15,13 +15,13 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from ppo_fast.engine.graphs import Recorded
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppo_fast import train
 from ppo_fast.algorithm import networks, ppo
 from ppo_fast.engine import capture, graphs
-from ppo_fast.engine.graphs import Recorded
 from ppo_fast.envs.cartpole import TensorCartPole
 from ppo_fast.train import Args
 

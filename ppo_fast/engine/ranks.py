@@ -19,8 +19,6 @@ beating, which a mere timeout on collectives could not tell from a dead one.
 
 import atexit
 import os
-import sys
-import threading
 from collections.abc import Callable
 from datetime import timedelta
 from types import TracebackType
@@ -28,14 +26,13 @@ from typing import Any
 
 import torch
 
-LOST_RANK_STATUS = 1
-"""Exit status of a process whose heartbeat thread found a rank dead."""
+from ppo_fast.engine.heart import Heart, connect, variable
+from ppo_fast.names import first_line
+
 TIMEOUT = timedelta(minutes=30)
 """How long a collective waits for ranks that are alive."""
 START_TIMEOUT = timedelta(minutes=5)
 """How long the first rank waits for the last to start."""
-BEAT = 1.0
-"""Seconds between two heartbeats."""
 
 
 class LostRank(RuntimeError):
@@ -107,9 +104,9 @@ class RankGroup(Ranks):
         backend = "nccl" if device.type == "cuda" else "gloo"
         # Without torchrun's store (launched by hand), rank 0 is the one that serves it.
         serve = rank == 0 and os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True"
-        store = _connect(world_size, START_TIMEOUT, serve)
+        store = connect(world_size, START_TIMEOUT, serve)
         dist.init_process_group(backend, store=store, timeout=TIMEOUT, rank=rank, world_size=world_size)
-        self._heart = _Heart(rank, world_size, dead_after)
+        self._heart = Heart(rank, world_size, dead_after)
         # Flags and barriers go over the CPU even when gradients don't: they must not cost a CUDA sync. On the CPU there
         # is one group for everything, None.
         self._control: Any = dist.new_group(backend="gloo", timeout=TIMEOUT) if device.type == "cuda" else None
@@ -161,85 +158,17 @@ class RankGroup(Ranks):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         # After an error the others must not wait for this rank, however long it goes on living.
-        self.shutdown() if kind is None else self._abandon()
+        if kind is None:
+            self.shutdown()
+        else:
+            self._abandon()
 
     def _guard(self, collective: Callable[..., Any], *args: Any, **kwargs: Any) -> None:
         try:
             collective(*args, **kwargs)
         except RuntimeError as error:
-            reason = str(error).partition("\n")[0]
+            reason = first_line(error)
             raise LostRank(f"rank {self.rank} of {self.world_size}: another rank is gone ({reason})") from error
-
-
-class _Heart:
-    """Beats for this rank and listens to the others, in a thread with a store connection of its own."""
-
-    def __init__(self, rank: int, world_size: int, dead_after: float) -> None:
-        self._rank = rank
-        self._dead_after = dead_after
-        self._keys = [f"beat/{other}" for other in range(world_size)]
-        self._store = _connect(world_size, timedelta(seconds=dead_after))
-        self._store.set(self._keys[rank], "0")
-        self._closing = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="heartbeat", daemon=True)
-
-    def start(self) -> None:
-        """Call once every rank is there, so that every key is."""
-        self._thread.start()
-
-    def stop(self) -> None:
-        """Fall silent. Without a barrier before it, the others take this rank for dead."""
-        self._closing.set()
-        self._thread.join(2 * BEAT)
-
-    def _run(self) -> None:
-        try:
-            silent = self._listen()
-        except RuntimeError as error:
-            # The store goes away with torchrun or with rank 0. In a clean end that happens a moment before our own.
-            if not self._closing.wait(2 * BEAT):
-                self._leave(f"the store of the ranks does not answer ({str(error).partition(chr(10))[0]})")
-            return
-        if silent:
-            self._leave(f"rank {', '.join(map(str, silent))} gave no sign of life for {self._dead_after:g} s")
-
-    def _listen(self) -> list[int]:
-        """Beat and listen until the end. Returns the silent ranks; empty after `stop`."""
-        heard = [b""] * len(self._keys)
-        missed = [0] * len(self._keys)
-        beat = 0
-        while not self._closing.wait(BEAT):
-            beat += 1
-            self._store.set(self._keys[self._rank], str(beat))
-            now = self._store.multi_get(self._keys)
-            # Rounds of our own are counted, not seconds: time in which we were frozen ourselves is held against nobody.
-            missed = [0 if new != old else count + 1 for new, old, count in zip(now, heard, missed, strict=True)]
-            heard = now
-            silent = [rank for rank, count in enumerate(missed) if count * BEAT >= self._dead_after]
-            if silent:
-                return silent
-        return []
-
-    def _leave(self, reason: str) -> None:
-        # The main thread may be inside a collective that never returns, so only the process as a whole can end.
-        print(f"ppo_fast: {reason}; rank {self._rank} leaves.", file=sys.stderr, flush=True)
-        os._exit(LOST_RANK_STATUS)
-
-
-def _connect(world_size: int, timeout: timedelta, serve: bool = False) -> Any:
-    """A connection of its own to the ranks' key-value store at MASTER_ADDR:MASTER_PORT.
-
-    Torchrun's store outlives a restart, and PyTorch's own set-up would find the dead processes' addresses in it: each
-    attempt needs keys of its own.
-    """
-    import torch.distributed as dist
-
-    host, port = os.environ["MASTER_ADDR"], _variable("MASTER_PORT")
-    attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
-    store = dist.TCPStore(  # pyright: ignore[reportPrivateImportUsage]
-        host, port, is_master=serve, timeout=timeout, wait_for_workers=False
-    )
-    return dist.PrefixStore(f"ppo_fast/{world_size}/{attempt}", store)  # pyright: ignore[reportPrivateImportUsage]
 
 
 def init(device: torch.device, dead_after: float = 15.0) -> Ranks:
@@ -256,7 +185,7 @@ def init(device: torch.device, dead_after: float = 15.0) -> Ranks:
     """
     if os.environ.get("WORLD_SIZE", "1") == "1":
         return Ranks(device)
-    rank, local_rank, world_size = (_variable(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
+    rank, local_rank, world_size = (variable(name) for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"))
     for name in ("MASTER_ADDR", "MASTER_PORT"):
         if name not in os.environ:
             raise ValueError(f"WORLD_SIZE is {world_size} but {name} is not set: start several processes with torchrun")
@@ -267,10 +196,3 @@ def init(device: torch.device, dead_after: float = 15.0) -> Ranks:
         device = torch.device("cuda", local_rank)
         torch.cuda.set_device(device)
     return RankGroup(device, rank, local_rank, world_size, dead_after)
-
-
-def _variable(name: str) -> int:
-    value = os.environ.get(name, "")
-    if not value.isdecimal():
-        raise ValueError(f"{name} is {value!r}, not a number: start several processes with torchrun")
-    return int(value)
