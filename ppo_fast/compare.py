@@ -13,28 +13,19 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
-import numpy as np
 import tyro
 
 from ppo_fast import names
+from ppo_fast.pictures.comparison import Chance, Estimate, Group, Row, figures_of, measure
 from ppo_fast.pictures.configurations import configuration, group_runs, labels_of
-from ppo_fast.pictures.curves import Axis, curve, smoothed
-from ppo_fast.pictures.intervals import bootstrap_interval, iqm, probability_of_improvement
-from ppo_fast.pictures.records import RunRecord, find_runs, read_run
+from ppo_fast.pictures.records import find_runs, read_run
 from ppo_fast.run import cli
 from ppo_fast.run.flags import check_ranges, one_of
 
 DIVIDER = "--"
 FEW = 5  # runs below which a bootstrap interval is too narrow to be trusted
-PARTS = (0.25, 0.5, 1.0)  # of the stretch that all runs share
-SPEED = "sps"
-RESULTS = {  # the figures of result.json that are compared, by their names in the table
-    "final return, greedy": names.MEAN_RETURN,
-    "final return, sampled": names.SAMPLED_MEAN_RETURN,
-    "steps per second": SPEED,
-}
 GROUP_WIDTH = 46  # characters that a group takes in the table: its figure and its chance, each with its interval
 PIPE_WIDTH = 1000  # a pipe has no width to keep to
 
@@ -51,49 +42,6 @@ class Args:
     """print one JSON object and nothing else"""
     seed: int = 0
     """of the bootstrap"""
-
-
-class Group(NamedTuple):
-    """Runs that are one side of the comparison."""
-
-    name: str  # "A", "B", ...
-    label: str
-    runs: list[RunRecord]
-
-
-class Figure(NamedTuple):
-    """What is compared: its name, and each group's values, a run each; runs without it are left out."""
-
-    name: str
-    values: dict[str, list[float]]  # by group name
-
-
-class Estimate(NamedTuple):
-    """The interquartile mean over a group's runs; the bounds of its interval are NaN where there is one run."""
-
-    iqm: float
-    low: float
-    high: float
-    values: list[float]
-
-
-class Chance(NamedTuple):
-    """How likely a run of one group is to beat one of another; the bounds are NaN where either has one run."""
-
-    p: float
-    low: float
-    high: float
-
-
-class Row(NamedTuple):
-    """One row of the table."""
-
-    name: str
-    estimates: dict[str, Estimate]  # by group name; those without a value are left out
-    chances: dict[str, Chance]  # to beat the first group, by group name
-
-
-# ---------------------------------------------------------------- the groups
 
 
 def divide(words: Sequence[str]) -> list[list[str]]:
@@ -143,82 +91,6 @@ def letters(index: int) -> str:
     return (letters(index // 26 - 1) if index >= 26 else "") + chr(ord("A") + index % 26)
 
 
-# ---------------------------------------------------------------- the figures
-
-
-def figures_of(groups: Sequence[Group]) -> list[Figure]:
-    """All that is compared: final evaluation and speed, returns at equal steps, returns at equal time."""
-    found = [final_figure(groups, name, key) for name, key in RESULTS.items()]
-    found += returns_at_equal(groups, "steps")
-    found += returns_at_equal(groups, "time")
-    return [figure for figure in found if any(figure.values.values())]
-
-
-def final_figure(groups: Sequence[Group], name: str, key: str) -> Figure:
-    """A figure of result.json."""
-    values: dict[str, list[float]] = {}
-    for group in groups:
-        results = [of_result(run, key) for run in group.runs]
-        values[group.name] = [result for result in results if result is not None]
-    return Figure(name, values)
-
-
-def of_result(run: RunRecord, key: str) -> float | None:
-    """A figure of result.json; the speed of a run that has none is that of its last row."""
-    value = run.result.get(key)
-    if not names.is_number(value) and key == SPEED:
-        value = run.rows[-1].get(names.SPS)
-    return float(value) if value is not None and names.is_number(value) else None
-
-
-def returns_at_equal(groups: Sequence[Group], axis: Axis) -> list[Figure]:
-    """The smoothed training return at some places of the stretch that all runs share; none where they share none."""
-    curves = {
-        group.name: [smoothed(curve(run.rows, names.EPISODIC_RETURN, axis)) for run in group.runs] for group in groups
-    }
-    curves = {name: [line for line in lines if len(line.x)] for name, lines in curves.items()}
-    every = [line for lines in curves.values() for line in lines]
-    if not every:
-        return []
-    start = max(line.x[0] for line in every)
-    end = min(line.x[-1] for line in every)
-    figures: list[Figure] = []
-    for part in PARTS:
-        place = float(end * part)
-        if place < start:
-            continue
-        values = {name: [float(np.interp(place, line.x, line.y)) for line in lines] for name, lines in curves.items()}
-        where = f"{place:,.0f} steps" if axis == "steps" else in_time(place)
-        figures.append(Figure(f"return at {where}", values))
-    return figures
-
-
-def in_time(seconds: float) -> str:
-    """4.2 s, 75 s, 12.5 min, 3.2 h."""
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
-
-
-def measure(groups: Sequence[Group], figures: Sequence[Figure], seed: int) -> list[Row]:
-    """Each figure with the groups' estimates, and the chance of each group to beat the first."""
-    first, *others = (group.name for group in groups)
-    rows: list[Row] = []
-    for figure in figures:
-        row = Row(figure.name, {}, {})
-        for name, values in figure.values.items():
-            if values:
-                low, high = bootstrap_interval(values, iqm, seed=seed)
-                row.estimates[name] = Estimate(iqm(values), low, high, values)
-        for name in others:
-            if figure.values[name] and figure.values[first]:
-                row.chances[name] = Chance(
-                    *probability_of_improvement(figure.values[name], figure.values[first], seed=seed)
-                )
-        rows.append(row)
-    return rows
-
-
 def cautions(groups: Sequence[Group]) -> list[str]:
     """What a reader should know before believing the table."""
     said: list[str] = []
@@ -234,9 +106,6 @@ def cautions(groups: Sequence[Group]) -> list[str]:
     if few:
         said.append(f"fewer than {FEW} runs in {one_of(few).replace(' or ', ' and ')}: intervals are too narrow")
     return said
-
-
-# ---------------------------------------------------------------- the table and the JSON
 
 
 def print_table(groups: Sequence[Group], rows: Sequence[Row]) -> None:
@@ -301,9 +170,6 @@ def as_json(groups: Sequence[Group], rows: Sequence[Row]) -> dict[str, Any]:
         chances = {name: chance._asdict() for name, chance in row.chances.items()}
         figures.append({"name": row.name, "groups": estimates, f"beats_{groups[0].name}": chances})
     return names.jsonable({"groups": sides, "notes": cautions(groups), "figures": figures})
-
-
-# ---------------------------------------------------------------- the program
 
 
 def compare(args: Args) -> dict[str, Any]:

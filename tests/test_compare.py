@@ -10,6 +10,7 @@ from run_folders import config, write_run
 
 from ppo_fast import compare as program
 from ppo_fast.compare import Args, compare
+from ppo_fast.pictures.comparison import in_time
 from ppo_fast.pictures.intervals import iqm, probability_of_improvement
 from ppo_fast.run import cli
 
@@ -115,7 +116,7 @@ def test_runs_that_share_no_stretch_are_compared_by_their_results(tmp_path, caps
 
 def test_names_of_groups():
     assert [program.letters(i) for i in (0, 1, 25, 26, 27, 52)] == ["A", "B", "Z", "AA", "AB", "BA"]
-    assert [program.in_time(x) for x in (0.1234, 75, 750, 11520)] == ["0.123 s", "75 s", "12.5 min", "3.2 h"]
+    assert [in_time(x) for x in (0.1234, 75, 750, 11520)] == ["0.123 s", "75 s", "12.5 min", "3.2 h"]
 
 
 @pytest.mark.parametrize(

@@ -96,6 +96,11 @@ def common_grid(lines: Sequence[Curve], points: int = 200) -> tuple[np.ndarray, 
     return x, np.stack([np.interp(x, line.x, line.y) for line in lines])
 
 
+def value_at(line: Curve, x: float) -> float:
+    """The value of a curve at a place between its first and its last point, linearly between two points."""
+    return float(np.interp(x, line.x, line.y))
+
+
 def mean_with_band(lines: Sequence[Curve]) -> Band:
     """The mean of curves and one standard deviation around it, which is cut off at the lowest and the highest curve.
 
