@@ -57,6 +57,11 @@ class Compiled:
             self._direct[key] = types.FunctionType(new[0], self._own.__globals__, *self._rest)
         return result
 
+    @property
+    def used(self) -> bool:
+        """Whether it was ever called."""
+        return self._compile is not None
+
     def _codes(self) -> list[types.CodeType]:
         """What dynamo has made of this function."""
         from torch._dynamo.eval_frame import _debug_get_cache_entry_list  # seconds that an eager run does not spend

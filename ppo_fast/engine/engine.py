@@ -21,10 +21,11 @@ from torch import Tensor, nn
 
 from ppo_fast.algorithm.statistics import Metrics
 from ppo_fast.engine import plan, process
+from ppo_fast.engine.captured import CudaGraph
 from ppo_fast.engine.compiled import Compiled
 from ppo_fast.engine.crew import FEW_ROWS, Crew
 from ppo_fast.engine.gradients import Gradient, Loss, LossModule, part_gradient
-from ppo_fast.engine.iteration import Iteration, TrainState
+from ppo_fast.engine.iteration import Execution, Iteration, TrainState
 from ppo_fast.engine.ranks import Ranks
 from ppo_fast.engine.recorded import Recorded
 from ppo_fast.engine.rollouts import Collect, Rollouts
@@ -67,6 +68,7 @@ class Engine:
         self._prepared: list[tuple[str, Compiled | Recorded]] = []
         self._rollouts: list[Rollouts] = []
         self._shown: dict[str, Tensor] = {}
+        self._graphs: list[CudaGraph] = []
 
     # What a program hands over.
 
@@ -142,28 +144,27 @@ class Engine:
             second = process.with_products(second, "highest")
         elif self.device.type == "cpu" and process.fast_products_are_exact():
             second = process.with_products(second, "medium")
-        iteration = Iteration(first, second, state, generators, restart)
+        iteration = Iteration(first, second, state, generators, restart, self.report)
         capture = self.captures and not self._exact
         if self.mode == "compiled" or capture:
             iteration.warm_up(capture, seed)
             self._crew.started = True
+        self._graphs = iteration.graphs
         return iteration
 
     # What really runs.
 
-    def report(self) -> str:
-        """How the functions run, after a few iterations: "recorded, 5 of 5 functions", and which ones do not, and why.
-
-        Functions that were never called count for nothing.
-        """
-        recorded = [(name, function) for name, function in self._prepared if isinstance(function, Recorded)]
-        if not recorded:
-            return self.mode
-        unfit = [f"{name} {function.unfit}" for name, function in recorded if function.unfit]
-        called = [function for _, function in recorded if function.replays or function.unfit]
-        replayed = len(called) - len(unfit)
-        text = f"recorded, {replayed} of {len(called)} functions"
-        return "; ".join([text, *(f"as it is: {reason}" for reason in unfit)])
+    def report(self) -> Execution:
+        """How the functions really run, known after three iterations."""
+        recorded = {name: function for name, function in self._prepared if isinstance(function, Recorded)}
+        reasons = [f"{name} {function.unfit}" for name, function in recorded.items() if function.unfit]
+        used = [name for name, function in self._prepared if function.used]
+        replayed = len(used) - len(reasons)
+        count = f"{replayed} of {len(used)}" if reasons or recorded else f"{len(used)}"
+        words = self.mode if self.mode == "eager" else f"{self.mode}, {count} functions"
+        if self._graphs:
+            words = f"{words}, captured as {len(self._graphs)} CUDA graphs"
+        return Execution(words, reasons)
 
     def _prepare(self, function: Callable[..., Any], *constant: Any, name: str = "") -> Callable[..., Any]:
         whole = partial(function, *constant) if constant else function

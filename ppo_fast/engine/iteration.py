@@ -10,7 +10,7 @@ one (--verify), captured in CUDA graphs, and replayed from a crash file.
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from ppo_fast.engine.tree import tensors
 # The halves, as the profiler shows them.
 COLLECT = "environment and policy"
 LEARN = "values, advantages, updates"
+
+# Iterations after which it is known how the functions run: the first records, the second compares.
+EXECUTION_KNOWN = 3
 
 Tensors = dict[str, Tensor]
 
@@ -66,6 +69,13 @@ def train_state(agent: nn.Module, learner: Learner, carry: Any, **carried: Tenso
     return TrainState(learned, environments, carried)
 
 
+class Execution(NamedTuple):
+    """How the functions of an iteration run."""
+
+    words: str  # such as "recorded, 5 of 5 functions"
+    as_they_are: list[str]  # of each function that could not be recorded its name and why: "loss changes a tensor ..."
+
+
 class Iteration:
     """Two halves, which a program wrote and the engine runs.
 
@@ -78,6 +88,7 @@ class Iteration:
             update that broke down is replayed from.
         seconds: of the host in each half of the last iteration; a GPU may still be at work then, and is not waited for.
         graphs: the CUDA graphs that the halves are.
+        execution: tells how the halves run, which is known after EXECUTION_KNOWN iterations.
     """
 
     def __init__(
@@ -87,12 +98,14 @@ class Iteration:
         state: TrainState,
         generators: list[torch.Generator],
         restart: Callable[[int | None], None] | None = None,
+        execution: Callable[[], Execution] = lambda: Execution("eager", []),
     ) -> None:
         self.state = state
         self.generators = generators
         self.restart = None if restart is None else self._dropping(restart)
         self.seconds = {"collect": 0.0, "learn": 0.0}
         self.graphs: list[CudaGraph] = []
+        self.execution = execution
         self.before = {name: x.clone() for name, x in self._learned_from().items()}
         self.stream = generators[0].get_state()
         self._collect = labelled(collect, COLLECT)

@@ -40,10 +40,10 @@ class Flags(Protocol):
 
 
 class Plan(NamedTuple):
-    """How an iteration is to run."""
+    """How an iteration is to run, and why, in words."""
 
     mode: Mode
-    words: str  # the same with the reason, for people
+    reason: str
 
 
 def compiler_on_path(device: torch.device) -> bool:
@@ -52,7 +52,7 @@ def compiler_on_path(device: torch.device) -> bool:
     return any(shutil.which(name) for name in (os.environ.get(names[0], ""), *names[1:]) if name)
 
 
-def recorded_seconds(flags: Flags, parameters: int) -> float:
+def uncompiled_seconds(flags: Flags, parameters: int) -> float:
     """Predicted seconds of a run on a CPU without compiling: launches of small kernels, and products."""
     flops = 2.0 * parameters * flags.batch_size * (1 + 3 * flags.update_epochs)
     minibatches = flags.update_epochs * flags.num_minibatches
@@ -70,18 +70,17 @@ def decide(flags: Flags, device: torch.device, parameters: int) -> Plan:
         parameters: how many the agent has.
     """
     if flags.compile == "off":
-        return Plan("eager", "eager (--compile off)")
-    mode: Mode = "recorded" if records(flags, device) else "eager"
-    how = "captured" if captures(flags, device) else mode
+        return Plan("eager", "--compile off")
+    uncompiled: Mode = "recorded" if records(flags, device) else "eager"
     if not compiler_on_path(device):
         missing = f"torch.compile needs a compiler such as {COMPILERS[device.type]}; none is found"
-        return Plan(mode, f"{how} (warning: {missing})")
+        return Plan(uncompiled, f"warning: {missing}")
     if flags.compile == "on":
-        return Plan("compiled", "compiled (--compile on)")
-    seconds = recorded_seconds(flags, parameters)
+        return Plan("compiled", "--compile on")
+    seconds = uncompiled_seconds(flags, parameters)
     if seconds * COMPILE_SAVES > COMPILE_SECONDS:
-        return Plan("compiled", "compiled (a run this long saves more time than compiling takes)")
-    return Plan(mode, f"{how} (about {seconds:.0f} s; compiling would take longer than it saves)")
+        return Plan("compiled", "a run this long saves more time than compiling takes")
+    return Plan(uncompiled, f"about {seconds:.0f} s; compiling would take longer than it saves")
 
 
 def captures(flags: Flags, device: torch.device) -> bool:

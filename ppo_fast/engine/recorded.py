@@ -55,7 +55,6 @@ class Recorded:
 
     Attributes:
         unfit: why it is called as it is, as the end of "it ..."; "" while it is replayed.
-        replays: how many sets of shapes are replayed.
     """
 
     def __init__(self, function: Callable[..., Any], backend: Callable[..., program.Replay] | None = None) -> None:
@@ -66,8 +65,9 @@ class Recorded:
         self._ways: dict[tuple, Callable[..., Any]] = {}
 
     @property
-    def replays(self) -> int:
-        return sum(isinstance(way, _Replay) and way.compared for way in self._ways.values())
+    def used(self) -> bool:
+        """Whether it was ever called."""
+        return bool(self._ways)
 
     def __call__(self, *args: Any) -> Any:
         way = self._ways.get(shapes(args))

@@ -235,6 +235,6 @@ def header(facts: Mapping[str, Any], folder: Path) -> list[str]:
     return [
         f"environments  {facts['num_envs']} x {facts['env_id']}, backend {facts['backend_used']}",
         f"agent         {facts['parameters']:,} parameters; {iterations}",
-        f"device        {facts['device_in_words']}; {facts['execution']}",
+        f"device        {facts['device_in_words']}",
         f"run folder    {folder}",
     ]

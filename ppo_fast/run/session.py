@@ -27,7 +27,7 @@ from torch import nn
 from ppo_fast import names
 from ppo_fast.algorithm.statistics import Metrics
 from ppo_fast.engine import plan, process
-from ppo_fast.engine.iteration import Iteration
+from ppo_fast.engine.iteration import EXECUTION_KNOWN, Iteration
 from ppo_fast.engine.ranks import Ranks
 from ppo_fast.envs import EnvironmentFault
 from ppo_fast.run import checkpoint, crash, ending, randomness, resume
@@ -113,6 +113,7 @@ class Session:
         self._saved: Saved | None = None
         self._saved_at = -1  # iteration of the last checkpoint
         self._restarts = 0  # of environments that died
+        self._plan = plan.Plan("eager", "")
         self._filmed_after = quarters(args.num_iterations) if args.capture_video else frozenset()
 
     @property
@@ -172,8 +173,8 @@ class Session:
             if wrong is not None:
                 raise ValueError(f"--resume: {origin.path}: its {wrong} does not fit this configuration")
         parameters = sum(parameter.numel() for parameter in agent.parameters())
-        how = plan.decide(self.args, self.ranks.device, parameters)
-        self._open_log(self._facts(envs, parameters, how.words), agent)
+        self._plan = how = plan.decide(self.args, self.ranks.device, parameters)
+        self._open_log(self._facts(envs, parameters, f"{how.mode} ({how.reason})"), agent)
         self.log.say(self._beginning.notes)
         if origin is not None:
             self.log.say(resume.lines(origin, envs.backend, self.ranks.world_size, self.args.num_iterations))
@@ -247,6 +248,8 @@ class Session:
             return self._broke_down(iteration)
         self._count(seen.totals)
         self._write_row(seen, iteration.seconds)
+        if self.progress.iteration == self._began_at + EXECUTION_KNOWN:
+            self._say_execution(iteration)
         if self.progress.iteration % self.args.save_interval == 0:
             self.save(iteration)
         if self.progress.iteration in self._filmed_after and self.ranks.is_main:
@@ -255,6 +258,12 @@ class Session:
             self.over = Over(self._stop.name or "SIGTERM", self._stop.exit_status or 143)
         elif seen.out_of_time:
             self.over = Over("max_runtime", MAX_RUNTIME_STATUS)
+
+    def _say_execution(self, iteration: Iteration) -> None:
+        """Say how the functions run, now that it is known; a function that could not be recorded is a warning."""
+        execution = iteration.execution()
+        self.log.say([f"execution     {execution.words} ({self._plan.reason})"])
+        self.log.say([f"warning: runs as it is, and slower: {reason}" for reason in execution.as_they_are])
 
     @contextmanager
     def environment_faults(self, iteration: Iteration) -> Iterator[None]:
@@ -435,6 +444,7 @@ class Session:
             "global_step": progress.global_step,
             "sps": progress.global_step / max(progress.elapsed, 1e-9),
             "first_iteration_seconds": progress.first_seconds,
+            "execution": iteration.execution().words,
         }
         if self.over is not None:
             result |= self.over._asdict()
