@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import gymnasium
 import numpy as np
@@ -18,6 +18,7 @@ import torch
 from gymnasium import spaces
 
 from ppo_fast.run import checkpoint, cli
+from ppo_fast.run.flags import flags_of
 from ppo_fast.train import Args, train
 
 ROOT = Path(__file__).parents[2]
@@ -72,170 +73,118 @@ def environments_that_cannot_be_trained_on() -> Iterator[None]:
         del gymnasium.registry[name]
 
 
-# Words that no value of a kind of flag can be, and how the line words what it takes.
+# Words that are no value of these flags. What a line says of each kind stands in test_flags.py and test_mistakes.py.
 WHOLE = ("0", "-1", "1.5", "1e3", "nan", "ten", "")
 NOT_NEGATIVE = ("-1", "nan", "inf", "-inf", "ten", "1,5", "")
 POSITIVE = ("0", "-0.5", "nan", "inf", "ten", "")
-BY_KIND: list[tuple[tuple[str, ...], tuple[str, ...], str]] = [
-    (
-        ("num-envs", "num-steps", "num-minibatches", "update-epochs", "total-timesteps", "save-interval"),
-        WHOLE,
-        "a whole number of at least 1, got",
-    ),
-    (("keep-checkpoints", "env-groups"), WHOLE, "a whole number of at least 1, got"),
-    (("eval-episodes", "verify", "env-restarts"), WHOLE[1:], "a whole number of at least 0, got"),
-    (("learning-rate", "ent-coef", "vf-coef"), NOT_NEGATIVE, "a finite number of at least 0, got"),
-    (("clip-coef", "max-grad-norm", "desired-kl", "env-timeout"), POSITIVE, "a finite number above 0, got"),
-    (("target-kl", "max-runtime"), POSITIVE, "a finite number above 0, or None, got"),
-    (("gamma", "gae-lambda"), ("-0.1", "1.1", "nan", "inf", "ten", ""), "a finite number from 0 to 1, got"),
-    (("log-std-init",), ("-21", "21", "nan", "ten"), "a finite number from -20 to 20, got"),
-    (("lr-schedule",), ("cosine", "LINEAR", ""), "linear, constant or kl, got"),
-    (("on-nan",), ("ignore", "1", ""), "stop or rollback, got"),
-    (("compile",), ("fast", "true", ""), "auto, on or off, got"),
-    (("precision",), ("fp16", "32", ""), "fp32, tf32 or bf16, got"),
-    (("wandb-mode",), ("disabled", ""), "online or offline, got"),
-    (
-        ("cuda", "track", "quiet", "capture-video", "anneal-lr", "norm-adv", "norm-obs", "norm-reward", "clip-vloss"),
-        ("maybe",),
-        "True or False, got",
-    ),
-    (
-        ("shared-backbone", "torch-deterministic", "tensorboard", "wandb-artifacts", "profile", "preset"),
-        ("2", ""),
-        "True or False, got",
-    ),
-]
-GENERATED = [
-    (f"--{flag}={value}", f"--{flag}", says) for flags, values, says in BY_KIND for flag in flags for value in values
-]
-TYPOS = {"learning-rat": "learning-rate", "num-step": "num-steps", "normobs": "norm-obs", "resum": "resume"}
-TYPOS |= {"max-run-time": "max-runtime", "onnan": "on-nan", "keep-checkpoint": "keep-checkpoints"}
-GENERATED += [(f"--{typo} 1", f"--{typo}", f"did you mean --{flag}") for typo, flag in TYPOS.items()]
-VALUELESS = ("gamma", "num-envs", "env-id", "resume", "on-nan", "max-runtime", "save-interval", "env-timeout")
-GENERATED += [(f"--seed 1 --{flag}", f"--{flag}", "needs a value: ") for flag in VALUELESS]
+BAD_WORDS: dict[tuple[str, ...], tuple[str, ...]] = {
+    ("num-envs", "num-steps", "num-minibatches", "update-epochs", "total-timesteps", "save-interval"): WHOLE,
+    ("keep-checkpoints", "env-groups"): WHOLE,
+    ("hidden-sizes",): (*WHOLE, "64 0", "64 -64", "64,64"),
+    ("eval-episodes", "verify", "env-restarts"): WHOLE[1:],
+    ("seed",): ("-1", "2147483649", "1.5", "ten", ""),
+    ("learning-rate", "ent-coef", "vf-coef"): (*NOT_NEGATIVE, "1e999"),
+    ("clip-coef", "max-grad-norm", "desired-kl", "env-timeout"): POSITIVE,
+    ("target-kl", "max-runtime"): POSITIVE,
+    ("gamma", "gae-lambda"): ("-0.1", "1.1", "nan", "inf", "ten", ""),
+    ("log-std-init",): ("-21", "21", "nan", "ten"),
+    ("lr-schedule",): ("cosine", "LINEAR", ""),
+    ("on-nan",): ("ignore", "1", ""),
+    ("compile",): ("fast", "true", ""),
+    ("precision",): ("fp16", "32", ""),
+    ("wandb-mode",): ("disabled", ""),
+    ("cuda", "track", "quiet", "capture-video", "anneal-lr", "norm-adv", "norm-obs", "norm-reward"): ("maybe",),
+    ("clip-vloss", "shared-backbone", "torch-deterministic"): ("2", ""),
+    ("tensorboard", "wandb-artifacts", "profile", "preset"): ("perhaps",),
+}
+TYPOS = ("learning-rat", "num-step", "normobs", "resum", "max-run-time", "onnan", "keep-checkpoint", "gama", "num-env")
+VALUELESS = ("gamma", "num-envs", "env-id", "resume", "on-nan", "max-runtime", "save-interval", "env-timeout", "seed")
 
-# command line, the flag that is named, what the line also says
-ROWS = [
-    # environments
-    ("--env-id CartPol-v1", "--env-id", "did you mean CartPole-v1"),
-    ("--env-id cartpole-v1", "--env-id", "did you mean CartPole-v1"),
-    ("--env-id CartPole-v9", "--env-id", "did you mean CartPole-v1"),
-    ("--env-id Acrobot", "--env-id", "did you mean Acrobot-v1"),
-    ("--env-id LunarLander-v4", "--env-id", "did you mean LunarLander-v3"),
-    ("--env-id zzzz", "--env-id", "module:Env-v0"),
-    ("--env-id=", "--env-id", "module:Env-v0"),
-    ("--env-id no_such_module:Env-v0", "--env-id", "can't import 'no_such_module'"),
-    ("--env-id os:Env-v0", "--env-id", "no environment 'os:Env-v0'"),
-    ("--env-id MissingModule-v0", "--env-id", "No module named 'a_module_that_is_missing'"),
-    ("--env-id MissingPackage-v0", "--env-id", "pip install a-package-that-is-missing"),
-    *((f"--env-id {name}", "--env-id", "supported are") for name in UNSUPPORTED),
+
+class Case(NamedTuple):
+    """A command line that is refused."""
+
+    line: str
+    flag: str  # what the one line begins with
+    says: str  # and what is in it
+
+
+def wrong_values() -> list[Case]:
+    """`--flag word` for all of the words above, `--flag=` for the empty one."""
+    cases = []
+    for flags, words in BAD_WORDS.items():
+        for flag in flags:
+            for word in words:
+                cases.append(Case(f"--{flag} {word}" if word else f"--{flag}=", f"--{flag}", "must be"))
+    return cases
+
+
+def wrong_names() -> list[Case]:
+    """Flags that are nearly right, flags without a value, and a word without a flag."""
+    cases = [Case(f"--{typo} 1", f"--{typo}", "did you mean --") for typo in TYPOS]
+    cases += [Case(f"--num-envs 4 --{flag}", f"--{flag}", "needs a value") for flag in VALUELESS]
+    return [*cases, Case("--env-id --seed 1", "--env-id", "needs a value"), Case("64", "unexpected '64'", "--help")]
+
+
+ENVIRONMENTS = [
+    Case("--env-id CartPol-v1", "--env-id", "did you mean CartPole-v1"),
+    Case("--env-id cartpole-v1", "--env-id", "did you mean CartPole-v1"),
+    Case("--env-id CartPole-v9", "--env-id", "did you mean CartPole-v1"),
+    Case("--env-id Acrobot", "--env-id", "did you mean Acrobot-v1"),
+    Case("--env-id LunarLander-v4", "--env-id", "did you mean LunarLander-v3"),
+    Case("--env-id zzzz", "--env-id", "module:Env-v0"),
+    Case("--env-id=", "--env-id", "module:Env-v0"),
+    Case("--env-id no_such_module:Env-v0", "--env-id", "can't import 'no_such_module'"),
+    Case("--env-id os:Env-v0", "--env-id", "no environment 'os:Env-v0'"),
+    Case("--env-id MissingModule-v0", "--env-id", "No module named 'a_module_that_is_missing'"),
+    Case("--env-id MissingPackage-v0", "--env-id", "pip install a-package-that-is-missing"),
+    *(Case(f"--env-id {name}", "--env-id", "supported are") for name in UNSUPPORTED),
+]
+OTHERS = [
     # backends
-    ("--backend gpu", "--backend", "auto, tensor, entry_point, sync"),
-    ("--backend=", "--backend", "auto, tensor, entry_point, sync"),
-    ("--backend Sync", "--backend", "auto, tensor, entry_point, sync"),
-    ("--env-id Blackjack-v1 --backend tensor", "--backend", "it has sync, async"),
-    ("--env-id Blackjack-v1 --backend entry_point", "--backend", "it has sync, async"),
-    ("--env-id Taxi-v4 --backend tensor", "--backend", "it has sync, async"),
-    ("--env-groups 2", "--env-groups", "needs --backend async or envpool, which step beside the policy, not auto"),
-    ("--env-groups 2 --backend sync", "--env-groups", "needs --backend async or envpool"),
-    ("--env-groups 5 --backend async --num-envs 4", "--env-groups", "4 environments can't be parted into 5 groups"),
-    # sizes
-    ("--num-envs 0", "--num-envs", "a whole number of at least 1, got 0"),
-    ("--num-envs -5", "--num-envs", "a whole number of at least 1, got -5"),
-    ("--num-envs 4.5", "--num-envs", "a whole number of at least 1, got '4.5'"),
-    ("--num-envs many", "--num-envs", "a whole number of at least 1, got 'many'"),
-    ("--num-envs nan", "--num-envs", "a whole number of at least 1, got 'nan'"),
-    ("--num-steps 0", "--num-steps", "a whole number of at least 1, got 0"),
-    ("--num-steps -1", "--num-steps", "a whole number of at least 1, got -1"),
-    ("--num-minibatches 0", "--num-minibatches", "a whole number of at least 1, got 0"),
-    ("--num-minibatches 5 --num-envs 2 --num-steps 2", "--num-minibatches", "at most 4 (num_envs x num_steps)"),
-    ("--num-minibatches 2049 --num-envs 64 --num-steps 32", "--num-minibatches", "at most 2048"),
-    ("--update-epochs 0", "--update-epochs", "a whole number of at least 1, got 0"),
-    ("--total-timesteps 0", "--total-timesteps", "a whole number of at least 1, got 0"),
-    ("--total-timesteps -1", "--total-timesteps", "a whole number of at least 1, got -1"),
-    ("--total-timesteps 1e6", "--total-timesteps", "a whole number of at least 1, got '1e6'"),
-    ("--total-timesteps 2047 --num-envs 64 --num-steps 32", "--total-timesteps", "one iteration is 2048 steps"),
-    ("--total-timesteps 100 --num-envs 1 --num-steps 128", "--total-timesteps", "one iteration is 128 steps"),
-    ("--hidden-sizes 0", "--hidden-sizes", "each of at least 1, got 0"),
-    ("--hidden-sizes 64 0", "--hidden-sizes", "each of at least 1, got 0"),
-    ("--hidden-sizes 64 -64", "--hidden-sizes", "each of at least 1, got -64"),
-    ("--hidden-sizes 64,64", "--hidden-sizes", "separated by spaces, each of at least 1, got '64,64'"),
-    ("--eval-episodes -1", "--eval-episodes", "a whole number of at least 0, got -1"),
-    ("--seed -1", "--seed", "a whole number from 0 to 2147483648, got -1"),
-    ("--seed 2147483649", "--seed", "a whole number from 0 to 2147483648, got 2147483649"),
-    # numbers
-    ("--gamma 1.01", "--gamma", "from 0 to 1, got 1.01"),
-    ("--gamma -0.1", "--gamma", "from 0 to 1, got -0.1"),
-    ("--gamma nan", "--gamma", "from 0 to 1, got nan"),
-    ("--gamma inf", "--gamma", "from 0 to 1, got inf"),
-    ("--gae-lambda 1.5", "--gae-lambda", "from 0 to 1, got 1.5"),
-    ("--gae_lambda=-1", "--gae-lambda", "from 0 to 1, got -1.0"),
-    ("--gae-lambda nan", "--gae-lambda", "from 0 to 1, got nan"),
-    ("--learning-rate nan", "--learning-rate", "a finite number of at least 0, got nan"),
-    ("--learning-rate -1e-3", "--learning-rate", "a finite number of at least 0, got -0.001"),
-    ("--learning-rate inf", "--learning-rate", "a finite number of at least 0, got inf"),
-    ("--learning-rate -inf", "--learning-rate", "a finite number of at least 0, got -inf"),
-    ("--learning-rate 1e999", "--learning-rate", "a finite number of at least 0, got inf"),
-    ("--learning-rate fast", "--learning-rate", "a finite number of at least 0, got 'fast'"),
-    ("--clip-coef 0", "--clip-coef", "a finite number above 0, got 0"),
-    ("--clip-coef -0.2", "--clip-coef", "a finite number above 0, got -0.2"),
-    ("--clip-coef nan", "--clip-coef", "a finite number above 0, got nan"),
-    ("--ent-coef -0.01", "--ent-coef", "a finite number of at least 0, got -0.01"),
-    ("--ent-coef nan", "--ent-coef", "a finite number of at least 0, got nan"),
-    ("--vf-coef -1", "--vf-coef", "a finite number of at least 0, got -1"),
-    ("--vf-coef inf", "--vf-coef", "a finite number of at least 0, got inf"),
-    ("--max-grad-norm 0", "--max-grad-norm", "a finite number above 0, got 0"),
-    ("--max-grad-norm nan", "--max-grad-norm", "a finite number above 0, got nan"),
-    ("--target-kl 0", "--target-kl", "a finite number above 0, or None, got 0"),
-    ("--target-kl -0.01", "--target-kl", "a finite number above 0, or None, got -0.01"),
-    ("--target-kl nan", "--target-kl", "a finite number above 0, or None, got nan"),
-    # choices, booleans, flags
-    ("--compile fast", "--compile", "auto, on or off, got 'fast'"),
-    ("--precision fp16", "--precision", "fp32, tf32 or bf16, got 'fp16'"),
-    ("--verify -1", "--verify", "a whole number of at least 0, got -1"),
-    ("--wandb-mode disabled", "--wandb-mode", "online or offline, got 'disabled'"),
-    ("--cuda maybe", "--cuda", "True or False, got 'maybe'"),
-    ("--track=perhaps", "--track", "True or False, got 'perhaps'"),
-    ("--gama 0.9", "--gama", "did you mean --gamma?"),
-    ("--num-env 4", "--num-env", "did you mean --num-envs"),
-    ("--seed", "--seed", "needs a value: a whole number"),
-    ("--env-id --seed 1", "--env-id", "needs a value"),
-    ("64", "'64'", "flags are written --name value"),
+    Case("--backend gpu", "--backend", "auto, tensor, entry_point, sync"),
+    Case("--backend=", "--backend", "auto, tensor, entry_point, sync"),
+    Case("--backend Sync", "--backend", "auto, tensor, entry_point, sync"),
+    Case("--env-id Blackjack-v1 --backend tensor", "--backend", "it has sync, async"),
+    Case("--env-id Blackjack-v1 --backend entry_point", "--backend", "it has sync, async"),
+    Case("--env-id Taxi-v4 --backend tensor", "--backend", "it has sync, async"),
+    Case("--env-groups 2", "--env-groups", "needs --backend async or envpool"),
+    Case("--env-groups 2 --backend sync", "--env-groups", "needs --backend async or envpool"),
+    Case("--env-groups 5 --backend async --num-envs 4", "--env-groups", "4 environments can't be parted into 5"),
+    # sizes that don't fit each other
+    Case("--num-minibatches 5 --num-envs 2 --num-steps 2", "--num-minibatches", "at most 4 (num_envs x num_steps)"),
+    Case("--num-minibatches 2049 --num-envs 64 --num-steps 32", "--num-minibatches", "at most 2048"),
+    Case("--total-timesteps 2047 --num-envs 64 --num-steps 32", "--total-timesteps", "one iteration is 2048 steps"),
+    Case("--total-timesteps 100 --num-envs 1 --num-steps 128", "--total-timesteps", "one iteration is 128 steps"),
     # the run folder; `FILE` is a regular file
-    ("--run-root FILE", "--run-root", "Not a directory"),
-    ("--run-root FILE/runs", "--run-root", "cannot make a folder in"),
-    (f"--run-root {'x' * 300}", "--run-root", "cannot make a folder in"),
+    Case("--run-root FILE", "--run-root", "Not a directory"),
+    Case("--run-root FILE/runs", "--run-root", "cannot make a folder in"),
+    Case(f"--run-root {'x' * 300}", "--run-root", "cannot make a folder in"),
     # a run to go on with
-    ("--resume nowhere", "--resume", "nowhere is neither a run folder, a checkpoint file nor 'latest'"),
-    ("--resume FILE", "--resume", "FILE: truncated, or not a checkpoint of ppo_fast (4 bytes)"),
-    ("--resume latest", "--resume", "no run with a valid checkpoint below runs"),
-    ("--resume latest --run-root FILE", "--resume", "no run with a valid checkpoint below FILE"),
-    ("--resume .", "--resume", "no checkpoint here"),
+    Case("--resume nowhere", "--resume", "nowhere is neither a run folder, a checkpoint file nor 'latest'"),
+    Case("--resume FILE", "--resume", "FILE: truncated, or not a checkpoint of ppo_fast (4 bytes)"),
+    Case("--resume latest", "--resume", "no run with a valid checkpoint below runs"),
+    Case("--resume latest --run-root FILE", "--resume", "no run with a valid checkpoint below FILE"),
+    Case("--resume .", "--resume", "no checkpoint here"),
 ]
-SEEN = {row[0] for row in ROWS}
-ROWS += [row for row in GENERATED if row[0] not in SEEN and row[0].replace("=", " ") not in SEEN]
 
 
-def status_of(argv: list[str], monkeypatch: pytest.MonkeyPatch) -> int:
-    monkeypatch.setattr(sys, "argv", ["train", *argv])
+def refused(
+    line: str, flag: str, says: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Run the program in this process and check that it refuses a command line as it should."""
+    monkeypatch.setattr(sys, "argv", ["train", *line.split(" ")])
     with pytest.raises(SystemExit) as stop:
         cli.run(train, Args, "test")
-    assert isinstance(stop.value.code, int)
-    return stop.value.code
-
-
-def test_there_are_enough_rows() -> None:
-    assert len({row[0] for row in ROWS}) == len(ROWS)
-    assert len(ROWS) + len(CHECKPOINTS) + len(CHANGED) >= 200
-    # Every flag with a value that can be wrong is among them.
-    flags = {name for name, flag in cli.flags_of(Args).items() if flag.kind is not str or flag.choices}
-    assert flags <= {row[1] for row in ROWS}
+    assert stop.value.code == 2, line
+    out, err = capsys.readouterr()
+    assert_one_line(out, err, flag, says)
 
 
 def assert_one_line(out: str, err: str, flag: str, says: str) -> None:
     assert out == ""
     assert err.count("\n") == 1 and err.endswith("\n") and err.startswith("error: ")
-    assert flag in err.split(": ", 1)[1].split(": ")[0], f"{flag} is not what the line begins with: {err}"
+    assert err.startswith(f"error: {flag}"), f"{flag} is not what the line begins with: {err}"
     assert says in err
 
 
@@ -245,24 +194,26 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
-@pytest.mark.parametrize(("line", "flag", "says"), ROWS, ids=[row[0][:50] for row in ROWS])
+CASES = {"values": wrong_values, "names": wrong_names, "environments": lambda: ENVIRONMENTS, "others": lambda: OTHERS}
+
+
+@pytest.mark.parametrize("kind", CASES)
 def test_one_line_status_2_nothing_written(
-    line: str,
-    flag: str,
-    says: str,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "FILE").write_text("kept")
-    assert status_of(line.split(), monkeypatch) == 2
-    out, err = capsys.readouterr()
-    assert_one_line(out, err, flag, says)
-    assert [path.name for path in tmp_path.iterdir()] == ["FILE"] and (tmp_path / "FILE").read_text() == "kept"
+    for case in CASES[kind]():
+        refused(*case, monkeypatch, capsys)
+        assert list(tmp_path.iterdir()) == [tmp_path / "FILE"] and (tmp_path / "FILE").read_text() == "kept", case
 
 
-# ---------------------------------------------------------------- checkpoints
+def test_every_flag_whose_value_can_be_wrong_is_among_them() -> None:
+    tried = {f"--{flag}" for flags in BAD_WORDS for flag in flags}
+    assert tried == {name for name, flag in flags_of(Args).items() if flag.kind is not str or flag.choices}
+
+
+# checkpoints
 
 
 TINY = {"num_envs": 2, "num_steps": 8, "hidden_sizes": (8,), "update_epochs": 1, "num_minibatches": 1, "quiet": True}
@@ -366,24 +317,29 @@ def copied(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> P
 
 
 @pytest.mark.parametrize("kind", [*CHECKPOINTS, *DAMAGES])
-@pytest.mark.parametrize("spec", ["run folder", "file"])
 def test_a_checkpoint_that_cannot_be_gone_on_from(
-    copied: Path, kind: str, spec: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    copied: Path, kind: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for path in (copied / "checkpoints").glob("*.pt"):
+    """Named by its run folder or as a file."""
+    paths = list((copied / "checkpoints").glob("*.pt"))
+    for path in paths:
         if kind in DAMAGES:
             damage(path, kind)
         else:
-            payload = checkpoint.load(path)
-            CHECKPOINTS[kind][0](payload)
-            checkpoint.write(path, payload)
+            spoil(path, CHECKPOINTS[kind][0])
     before = contents(copied.parent)
     says = CHECKPOINTS[kind][1] if kind in CHECKPOINTS else ".pt: "
-    named = "--" if says.startswith("--") else "--resume"
-    assert status_of(["--resume", str(copied if spec == "run folder" else path), "--quiet"], monkeypatch) == 2
-    out, err = capsys.readouterr()
-    assert_one_line(out, err, named, says)
+    named = says.partition(":")[0] if says.startswith("--") else "--resume"
+    for spec in (copied, paths[-1]):
+        refused(f"--resume {spec} --quiet", named, says, monkeypatch, capsys)
     assert contents(copied.parent) == before, "something was written"
+
+
+def spoil(path: Path, change: Spoil) -> None:
+    """A whole checkpoint with a right checksum, changed."""
+    payload = checkpoint.load(path)
+    change(payload)
+    checkpoint.write(path, payload)
 
 
 # Flags that may not change when a run goes on, each with another value.
@@ -402,14 +358,13 @@ CHANGED = {
 }
 
 
-@pytest.mark.parametrize("flag", CHANGED)
 def test_a_flag_that_would_make_it_another_run(
-    copied: Path, flag: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    copied: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     before = contents(copied.parent)
-    assert status_of(["--resume", str(copied), flag, CHANGED[flag]], monkeypatch) == 2
-    out, err = capsys.readouterr()
-    assert_one_line(out, err, flag, f"in {copied} and can't change when a run goes on")
+    for flag, value in CHANGED.items():
+        says = f"in {copied} and can't change when a run goes on"
+        refused(f"--resume {copied} {flag} {value}", flag, says, monkeypatch, capsys)
     assert contents(copied.parent) == before
 
 
@@ -470,24 +425,18 @@ def in_a_shell(line: str, folder: Path) -> tuple[subprocess.CompletedProcess[str
     if any(name in line for name in (*UNSUPPORTED, "MissingModule", "MissingPackage")):
         register = "import test_bad_input as t; t.register_environments_that_cannot_be_trained_on()"
         program = ["-c", f"{register}; t.cli.run(t.train, t.Args, 't')"]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
-    command, before = [sys.executable, *program, *line.split()], os.times()
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(Path(__file__).parent)])}
+    command = [sys.executable, *program, *line.split(" ")]
+    before = os.times()
     done = subprocess.run(command, cwd=folder, env=env, capture_output=True, text=True, timeout=120, check=False)
     after = os.times()
     return done, sum(after[2:4]) - sum(before[2:4])
 
 
-@pytest.mark.parametrize(
-    ("line", "flag"),
-    [
-        ("--run-root /dev/null/runs", "--run-root"),
-        ("--resume nowhere", "--resume"),
-    ],
-)
-def test_from_the_shell_it_takes_seconds_and_shows_no_traceback(line: str, flag: str, tmp_path: Path) -> None:
-    done, seconds = in_a_shell(line, tmp_path)
+def test_from_the_shell_it_takes_seconds_and_shows_no_traceback(tmp_path: Path) -> None:
+    done, seconds = in_a_shell("--resume nowhere", tmp_path)
     assert done.returncode == 2
-    assert_one_line(done.stdout, done.stderr, flag, flag)
+    assert_one_line(done.stdout, done.stderr, "--resume", "nowhere")
     assert list(tmp_path.iterdir()) == []
     # Nearly all of it is the import of torch.
     assert seconds < 10
@@ -497,19 +446,17 @@ def test_from_the_shell_it_takes_seconds_and_shows_no_traceback(line: str, flag:
 def test_all_of_it_from_the_shell(finished: Path, tmp_path: Path) -> None:
     times = []
     (tmp_path / "FILE").write_text("kept")
-    for line, flag, says in ROWS:
+    for line, flag, says in [case for cases in CASES.values() for case in cases()]:
         done, seconds = in_a_shell(line, tmp_path)
         assert done.returncode == 2, line
         assert_one_line(done.stdout, done.stderr, flag, says)
         assert contents(tmp_path) == {"FILE": b"kept"}
         times.append(seconds)
-    for kind, (spoil, says) in CHECKPOINTS.items():
+    for kind, (change, says) in CHECKPOINTS.items():
         run = tmp_path / kind.replace(" ", "-")
         shutil.copytree(finished, run)
         for path in (run / "checkpoints").glob("*.pt"):
-            payload = checkpoint.load(path)
-            spoil(payload)
-            checkpoint.write(path, payload)
+            spoil(path, change)
         before = contents(run)
         done, seconds = in_a_shell(f"--resume {run} --quiet", tmp_path)
         assert done.returncode == 2, kind
