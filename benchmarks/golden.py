@@ -21,7 +21,6 @@ from typing import Any
 
 import tyro
 
-ROOT = Path(__file__).resolve().parent.parent
 SMALL = "--num-envs 32 --num-steps 32 --total-timesteps 30720 --eval-episodes 8 --no-preset --quiet"
 CASES = {
     "recorded": f"{SMALL}",
@@ -107,19 +106,20 @@ def difference(old: dict[str, Any], new: dict[str, Any], ignore: tuple[str, ...]
 def main(args: Args) -> int:
     """Run every case on both sides and print a line each; 1 when one differs."""
     wrong = 0
+    root = Path(__file__).resolve().parent.parent
     with tempfile.TemporaryDirectory() as scratch:
         other = Path(scratch) / "tree"
         subprocess.run(
-            ["git", "worktree", "add", "--detach", str(other), args.against], cwd=ROOT, check=True, capture_output=True
+            ["git", "worktree", "add", "--detach", str(other), args.against], cwd=root, check=True, capture_output=True
         )
         try:
             for name in args.only or CASES:
-                sides = [run(tree, name, Path(scratch) / f"{name}-{side}") for side, tree in enumerate((other, ROOT))]
+                sides = [run(tree, name, Path(scratch) / f"{name}-{side}") for side, tree in enumerate((other, root))]
                 parted = difference(*sides, args.ignore)
                 wrong += bool(parted)
                 print(f"{name:<30}{parted or 'equal'}", flush=True)
         finally:
-            subprocess.run(["git", "worktree", "remove", "--force", str(other)], cwd=ROOT, check=False)
+            subprocess.run(["git", "worktree", "remove", "--force", str(other)], cwd=root, check=False)
     return int(wrong > 0)
 
 

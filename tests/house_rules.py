@@ -1,10 +1,9 @@
-"""The house rules, read from source with `ast`: who imports whom, how long things get, whether README's tree is true.
+"""The house rules, read from source with `ast`: who imports whom, and whether README's tree is true.
 
 A rule is a function from a module's name and source to a list of violations.
 
 How things are counted:
 
-- A function's lines run from `def` to its last one, docstring included, decorators not.
 - Nesting counts the blocks (if, for, while, try, with, match) around a statement within its function. `elif` and
   `else` are as deep as their `if`, `except` and `finally` as their `try`. A nested function starts again at 0.
 - Work at import time is any statement of a module's body that is not an import, a definition, an assignment, a
@@ -14,14 +13,13 @@ How things are counted:
   file or folder a line, at least two spaces between its name and its caption; a folder's name ends in `/`:
 
       ppo_fast/
-        train.py           PROGRAM   vector observations
-        envs/              PLUMBING  one contract in front of every environment
+        train.py           PROGRAM  vector observations
+        envs/              one contract in front of every environment
           cartpole.py      CartPole as tensors
-      tests/
-        test_train.py      the program from end to end
+      tests/               the same rooms as ppo_fast/
 
-  Every Python file of ppo_fast/, benchmarks/ and tests/, `__init__.py` aside, has a line there, and every line there
-  exists. A file needs a caption, a folder may have one. A caption right below ppo_fast/ starts with its kind.
+  Every Python file of ppo_fast/ and benchmarks/, `__init__.py` aside, has a line there, and every line there exists. A
+  file needs a caption; that of a program starts with PROGRAM.
 """
 
 import ast
@@ -31,14 +29,16 @@ from collections.abc import Callable, Iterator
 
 FOLDERS = ("ppo_fast", "benchmarks", "tests")
 
-MAX_FUNCTION_LINES = 60
-MAX_FILE_LINES = 400
 MAX_NESTING = 3
+# Which rooms a room may import, besides itself. Programs, the modules at the top that PROGRAM names, may import all.
+ROOMS = {
+    "algorithm": set(),
+    "envs": set(),
+    "pictures": set(),
+    "engine": {"algorithm", "envs"},
+    "run": {"algorithm", "envs", "engine", "pictures"},
+}
 PROGRAM = re.compile(r"ppo_fast\.(train(_\w+)?|evaluate|plot|compare|replay)")
-KINDS = ("PROGRAM", "MATH", "PLUMBING")
-TIE = (
-    "ppo_fast.run.session"  # the one module besides the programs that may import leaves, and so none of them imports it
-)
 LAZY = {"wandb", "matplotlib", "moviepy", "pygame", "scipy", "envpool", "tensorboard"}
 PURE_CALLS = {
     *("bool", "dict", "float", "frozenset", "int", "len", "list", "range", "set", "sorted", "str", "tuple", "type"),
@@ -83,17 +83,50 @@ def functions(tree: ast.AST) -> Iterator[Function]:
     return (node for node in ast.walk(tree) if isinstance(node, Function))
 
 
-def leaves_import_no_leaf(module: str, source: str) -> list[str]:
-    """A leaf imports nothing of ppo_fast; files within ppo_fast/envs may import each other.
+def room_of(module: str) -> str:
+    """The room that a module of ppo_fast stands in; "" for what stands at the top."""
+    parts = module.split(".")
+    return parts[1] if len(parts) > 1 and parts[1] in ROOMS else ""
 
-    `TIE` connects the plumbing for all programs, which would otherwise repeat a screen of it each.
-    """
-    if is_program(module) or module == TIE:
+
+def arrows_go_one_way(module: str, source: str) -> list[str]:
+    """A room imports only what ROOMS allows. A leaf at the top may be imported by all, and imports nothing of ours."""
+    if is_program(module):
         return []
-    home = "ppo_fast.envs" if module.startswith("ppo_fast.envs.") else None
-    names = {name for name in imported(module, ast.parse(source)) if name.startswith("ppo_fast.")}
-    foreign = {name for name in names if home is None or not (name == home or name.startswith(home + "."))}
-    return [f"{module} imports {name}" for name in sorted(foreign)]
+    home = room_of(module)
+    allowed = {home, *ROOMS[home]} if home else set()
+    found = []
+    for name in sorted(ours(module, source)):
+        if name == "ppo_fast" or (home and not room_of(name) and not is_program(name)):
+            continue  # the package itself, or a leaf at the top
+        if room_of(name) not in allowed:
+            found.append(f"{module} imports {name}")
+    return found
+
+
+def ours(module: str, source: str) -> set[str]:
+    """What a module imports of ppo_fast, with the package's own file named `ppo_fast`."""
+    names = {name.removesuffix(".__init__") for name in imported(module, ast.parse(source))}
+    return {name for name in names if name == "ppo_fast" or name.startswith("ppo_fast.")}
+
+
+def circles(files: dict[str, str]) -> list[str]:
+    """Imports in a circle, those inside functions too, where `files` are the sources of all modules by name."""
+    arrows = {}
+    for module, source in files.items():
+        own = module.removesuffix(".__init__")
+        names = ours(module, source)
+        # `from a import b` of a module a.b needs nothing that a's own file defines.
+        packages = {name for name in names if any(other.startswith(f"{name}.") and other in files for other in names)}
+        arrows[own] = {name for name in names - packages if name in files and name != own}
+    found = []
+    while arrows:
+        free = [module for module, targets in arrows.items() if not targets & arrows.keys()]
+        if not free:
+            return [f"in a circle: {', '.join(sorted(arrows))}"]
+        for module in free:
+            del arrows[module]
+    return found
 
 
 def nothing_imports_a_program(module: str, source: str) -> list[str]:
@@ -101,9 +134,9 @@ def nothing_imports_a_program(module: str, source: str) -> list[str]:
     return [f"{module} imports {name}" for name in imported(module, ast.parse(source)) if is_program(name)]
 
 
-def only_tracking_imports_wandb(module: str, source: str) -> list[str]:
+def only_its_twin_imports_wandb(module: str, source: str) -> list[str]:
     """One place knows the tracker."""
-    if module == "ppo_fast.run.tracking":
+    if module == "ppo_fast.run.wandb_twin":
         return []
     names = {name.split(".")[0] for name in imported(module, ast.parse(source))}
     return [f"{module} imports wandb"] if "wandb" in names else []
@@ -112,9 +145,14 @@ def only_tracking_imports_wandb(module: str, source: str) -> list[str]:
 def heavy_imports_are_lazy(module: str, source: str) -> list[str]:
     """Packages that only some runs need are imported inside the functions that need them."""
     tree = ast.parse(source)
-    tree.body = [node for node in tree.body if not isinstance(node, (Function, ast.ClassDef))]
+    tree.body = [node for node in tree.body if not isinstance(node, (Function, ast.ClassDef)) and not for_types(node)]
     names = {name.split(".")[0] for name in imported(module, tree)}
     return [f"{module} imports {name} at module level" for name in sorted(names & LAZY)]
+
+
+def for_types(node: ast.stmt) -> bool:
+    """Whether a statement is there for type checkers alone."""
+    return isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING")
 
 
 def no_global(module: str, source: str) -> list[str]:
@@ -153,13 +191,6 @@ def is_pure(call: ast.Call) -> bool:
     return name in PURE_CALLS or name.split(".")[-1][:1].isupper()
 
 
-def functions_fit_a_screen(module: str, source: str) -> list[str]:
-    """A function is read without scrolling."""
-    lengths = {node: (node.end_lineno or 0) - node.lineno + 1 for node in functions(ast.parse(source))}
-    over = {node: length for node, length in lengths.items() if length > MAX_FUNCTION_LINES}
-    return [f"{module}.{node.name} has {length} lines" for node, length in over.items()]
-
-
 def nesting_is_shallow(module: str, source: str) -> list[str]:
     """No statement stands deeper than a reader can hold."""
     depths = {node: depth(node.body) for node in functions(ast.parse(source))}
@@ -180,12 +211,6 @@ def bodies(node: ast.stmt) -> list[list[ast.stmt]]:
     parts = [*getattr(node, "handlers", []), *getattr(node, "cases", [])]
     own = [getattr(node, field, []) for field in ("body", "orelse", "finalbody")]
     return [*own, *(part.body for part in parts)]
-
-
-def files_stay_short(module: str, source: str) -> list[str]:
-    """A file is one subject."""
-    lines = len(source.splitlines())
-    return [f"{module} has {lines} lines"] if lines > MAX_FILE_LINES else []
 
 
 def public_things_say_what_they_are(module: str, source: str) -> list[str]:
@@ -235,7 +260,7 @@ def tree_violations(readme: str, files: set[str], folders: set[str]) -> list[str
     """What is wrong with README's tree where `files` and `folders` (with a `/` at their end) are the repository's."""
     entries = readme_tree(readme)
     listed = {path for path in files if path.endswith(".py") and not path.endswith("__init__.py")}
-    needed = {path for path in listed if path.split("/")[0] in FOLDERS}
+    needed = {path for path in listed if path.split("/")[0] in ("ppo_fast", "benchmarks")}
     missing = [f"{path} is not in README's tree" for path in sorted(needed - set(entries))]
     gone = [f"README's tree lists {path}, which is not there" for path in entries if path not in files | folders]
     mute = [f"{path} has no caption" for path, caption in entries.items() if not caption and not path.endswith("/")]
@@ -243,14 +268,13 @@ def tree_violations(readme: str, files: set[str], folders: set[str]) -> list[str
 
 
 def wrong_kinds(entries: dict[str, str]) -> list[str]:
-    """Entries right below ppo_fast/ that start with no kind, or call a program a leaf or the reverse."""
+    """Files right below ppo_fast/ that are a program and not called one, or the reverse."""
     found = []
     for path, caption in entries.items():
-        if not re.fullmatch(r"ppo_fast/[^/]+(\.py|/)", path):
-            continue
-        kind = caption.split(" ")[0]
-        if kind not in KINDS or (kind == "PROGRAM") != is_program(path.removesuffix(".py").replace("/", ".")):
-            found.append(f"README's tree calls {path} '{kind}'")
+        if re.fullmatch(r"ppo_fast/[^/]+\.py", path):
+            module = path.removesuffix(".py").replace("/", ".")
+            if caption.startswith("PROGRAM") != is_program(module):
+                found.append(f"README's tree calls {path} '{caption}'")
     return found
 
 

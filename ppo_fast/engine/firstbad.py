@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppo_fast.algorithm import ppo
 
-PACKAGE = __name__.partition(".")[0]
+PACKAGE = "ppo_fast"
 # Functions in which NaN is an answer: returns that don't vary have no variance to explain.
 MAY_BE_NAN = (ppo.explained_variance,)
 
