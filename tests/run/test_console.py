@@ -114,6 +114,15 @@ def test_plain_lines_come_at_most_every_two_seconds(clock: SimpleNamespace) -> N
     assert re.findall(r"step=(\d+)", stream.getvalue()) == ["0", "20", "40", "60", "80"]
 
 
+def test_the_last_row_is_shown_before_the_summary(clock: SimpleNamespace) -> None:
+    stream = io.StringIO()
+    voice = Console(1000, stream=stream)
+    for step in (1, 2, 3):
+        voice.update({"global_step": step})
+    voice.summary({})
+    assert [line.partition(" ")[0] for line in stream.getvalue().splitlines()] == ["step=1", "step=3", "", "health"]
+
+
 def test_advice_is_said_once_while_it_lasts(clock: SimpleNamespace) -> None:
     stream = io.StringIO()
     voice = Console(1000, stream=stream)

@@ -43,6 +43,7 @@ def test_figures_that_are_missing_or_nan_show_as_a_dash() -> None:
     row = {"global_step": 10, "charts/SPS": None, "charts/episodic_return": math.nan}
     assert "step=10 percent=1.0 sps=- return=- length=- left=-:--" in after(row, total_steps=1000).plain_line()
     assert "step=0 percent=0.0" in after().plain_line()
+    assert after(row, total_steps=5).percent == 100.0  # a resumed run whose --total-timesteps was lowered
 
 
 def test_the_shares_are_of_the_time_since_training_began() -> None:

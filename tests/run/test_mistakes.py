@@ -57,6 +57,7 @@ def test_the_words_of_each_kind(line: str, says: str) -> None:
         ("--num_env=4", "--num-env: no such flag"),
         ("--num-envs 4 --gama 1 --zork 2", "--gama: no such flag"),  # the first one is told
         ("-n 4", "-n: no such flag"),
+        ("--cuda --zork", "--zork: no such flag"),
         ("--no-num-envs", "--no-num-envs: no such flag"),
         ("num_envs=4", "unexpected 'num_envs=4'"),
         ("--no-cuda True", "unexpected 'True' after --no-cuda"),
