@@ -4,16 +4,21 @@ import os
 import sys
 import tempfile
 from collections.abc import Iterator
+from importlib import import_module  # of what imports torch, since tests that need none should not wait for it
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+
+if TYPE_CHECKING:
+    import victims
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--reliability-count",
         type=int,
-        default=10,
+        default=5,
         help="how often each fault (kill, full disk, lost rank) is injected; the slow tests take at least 100",
     )
 
@@ -28,6 +33,20 @@ def pytest_configure(config: pytest.Config) -> None:
 def reliability_count(request: pytest.FixtureRequest) -> int:
     """How often a test injects its fault."""
     return int(request.config.getoption("--reliability-count") or 0)
+
+
+@pytest.fixture(scope="session")
+def eager(tmp_path_factory: pytest.TempPathFactory) -> Iterator["victims.Forge"]:
+    """Forks training processes; see `victims`."""
+    with import_module("victims").forge(tmp_path_factory.mktemp("forge")) as made:
+        yield made
+
+
+@pytest.fixture(scope="session")
+def pair(eager: "victims.Forge", tmp_path_factory: pytest.TempPathFactory) -> Iterator["victims.Pair"]:
+    """Forks two ranks that train together."""
+    with import_module("victims").forge(tmp_path_factory.mktemp("forge")) as made:
+        yield eager, made
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -52,6 +71,4 @@ def full_end(request: pytest.FixtureRequest, short_ends: pytest.MonkeyPatch) -> 
 
 def leave_out(patch: pytest.MonkeyPatch) -> None:
     """Leave speed report and picture out until `patch` is undone."""
-    import short_end  # here, since tests that need no torch should not wait for it
-
-    short_end.leave_out(patch.setattr)
+    import_module("short_end").leave_out(patch.setattr)

@@ -6,11 +6,9 @@ import random
 import re
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
@@ -22,16 +20,16 @@ from victims import (
     BATCH,
     REPOSITORY,
     SMALL,
-    Forge,
+    Pair,
     Victim,
     assert_equal_ends,
     children_of,
     difference,
     end,
-    forge,
     is_alive,
     newest,
     only_run,
+    start_pair,
     wait_until,
     whole_rows,
 )
@@ -39,31 +37,8 @@ from victims import (
 from ppo_fast import replay, train as program
 from ppo_fast.algorithm import normalize, ppo
 from ppo_fast.engine import capture, crew
-from ppo_fast.engine.distributed import Ranks
+from ppo_fast.engine.ranks import Ranks
 from ppo_fast.run import checkpoint, find
-
-Pair = tuple[Forge, Forge]
-
-
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
-    """What forks rank 0, and what forks rank 1."""
-    folder = tmp_path_factory.mktemp("forge")
-    with forge(folder / "0") as first, forge(folder / "1") as second:
-        yield first, second
-
-
-def start(pair: Pair, *flags: str, before: str = "") -> tuple[Victim, Victim]:
-    """Two ranks without torchrun, which would end the second itself."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = str(probe.getsockname()[1])
-    shared = {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
-    first, second = (
-        forge.start(*flags, before=before, RANK=str(rank), LOCAL_RANK=str(rank), **shared)
-        for rank, forge in enumerate(pair)
-    )
-    return first, second
 
 
 def finish(ranks: tuple[Victim, Victim], status: int = 0) -> None:
@@ -72,7 +47,7 @@ def finish(ranks: tuple[Victim, Victim], status: int = 0) -> None:
 
 
 def run(pair: Pair, *flags: str, before: str = "", status: int = 0) -> tuple[Victim, Victim]:
-    ranks = start(pair, *flags, before=before)
+    ranks = start_pair(pair, *flags, before=before)
     finish(ranks, status)
     return ranks
 
@@ -303,7 +278,7 @@ def test_resume_with_another_number_of_processes(pair: Pair, tmp_path: Path, bac
 
 
 def test_a_signal_to_one_rank_stops_both_at_the_same_iteration(pair: Pair, tmp_path: Path) -> None:
-    ranks = start(pair, *SMALL, *iterations(1_000_000), "--run-root", str(tmp_path))
+    ranks = start_pair(pair, *SMALL, *iterations(1_000_000), "--run-root", str(tmp_path))
     wait_until(lambda: has_rows(tmp_path, 2))
     ranks[1].send(signal.SIGUSR1)
     assert ranks[1].wait() == 138 and ranks[0].wait() == 143, ranks[0].errors()
@@ -372,7 +347,7 @@ def test_what_cannot_be_divided(pair: Pair, tmp_path: Path, flags: tuple[str, ..
 
 def lose_a_rank(pair: Pair, root: Path, victim: int, pause: float) -> float:
     """Kill one rank of a run; returns how many seconds the other went on."""
-    ranks = start(pair, *SMALL, *iterations(1_000_000), "--save-interval", "2", "--run-root", str(root))
+    ranks = start_pair(pair, *SMALL, *iterations(1_000_000), "--save-interval", "2", "--run-root", str(root))
     try:
         wait_until(lambda: has_rows(root, 3))
         time.sleep(pause)

@@ -1,12 +1,14 @@
 """Training processes to be stopped, killed and started again, and what is compared of their runs.
 
 Importing torch takes seconds, a fork takes milliseconds: a `Forge` is a process that has imported the trainer, and
-forks each victim. A victim behaves like `python -m ppo_fast.train <flags>`, in a process group of its own.
+forks each victim. A victim behaves like `python -m ppo_fast.train <flags>`, in a process group of its own. The fixtures
+`eager` (one forge) and `pair` (one for each of two ranks) are there for all tests.
 """
 
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -33,8 +35,8 @@ FORGE = """
 import ctypes, json, os, signal, sys, traceback
 import torch
 from ppo_fast import train
-from ppo_fast.engine import capture
 from ppo_fast.run import cli
+from ppo_fast.run.stopwatch import Stopwatch
 import short_end
 short_end.leave_out(setattr)
 torch.set_num_threads(1)  # a forked child would wait for threads that only its parent has
@@ -57,7 +59,8 @@ for line in sys.stdin:
         sys.argv = ["train", *order["argv"]]
         try:
             exec(order["before"], {"train": train})
-            cli.run(train.train, train.Args, "test", capture.Stopwatch())
+            if order["trains"]:
+                cli.run(train.train, train.Args, "test", Stopwatch())
         except KeyboardInterrupt:
             os._exit(130)  # before cli.run took over
         except SystemExit as stop:
@@ -66,6 +69,7 @@ for line in sys.stdin:
         except BaseException:
             traceback.print_exc()
             os._exit(1)
+        sys.stdout.flush()
         os._exit(0)
     print(child, flush=True)
     print(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]), flush=True)
@@ -109,18 +113,26 @@ class Forge:
             cwd=folder,
             env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{REPOSITORY}{os.pathsep}{TESTS}", **env},
         )
-        assert self.process.stdout is not None and self.process.stdout.readline() == "ready\n"
 
     def start(self, *flags: str, before: str = "", terminal: str = "", **env: str) -> Victim:
         """Fork a victim with these flags, on the terminal of that name, if any.
 
         `before` is Python that it runs first, with the module `train`.
         """
+        return self._fork(env, terminal, argv=flags, before=before, trains=True)
+
+    def start_script(self, script: str, **env: str) -> Victim:
+        """Fork a victim that runs this Python and does not train."""
+        return self._fork(env, "", argv=(), before=script, trains=False)
+
+    def _fork(self, env: Mapping[str, str], terminal: str, **order: Any) -> Victim:
         assert self.process.stdin is not None and self.process.stdout is not None
+        if self.count == 0:
+            assert self.process.stdout.readline() == "ready\n"
         self.count += 1
-        out, err = (self.folder / f"{self.count}.{kind}" for kind in ("out", "err"))
-        out, err = (Path(terminal), Path(terminal)) if terminal else (out, err)
-        order = {"argv": flags, "out": str(out), "err": str(err), "env": env, "before": before}
+        out = Path(terminal or self.folder / f"{self.count}.out")
+        err = Path(terminal or self.folder / f"{self.count}.err")
+        order |= {"out": str(out), "err": str(err), "env": env}
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
         return Victim(self.process, int(self.process.stdout.readline()), out, err)
@@ -145,6 +157,36 @@ def forge(folder: Path, **env: str) -> Iterator[Forge]:
         yield made
     finally:
         made.close()
+
+
+Pair = tuple[Forge, Forge]  # what forks rank 0, and what forks rank 1
+
+
+def start_pair(pair: Pair, *flags: str, before: str = "", **env: str) -> tuple[Victim, Victim]:
+    """Two ranks that train together, without torchrun, which would end the second itself."""
+    shared = {**meeting_place(), **env}
+    first, second = (
+        forge.start(*flags, before=before, RANK=str(rank), LOCAL_RANK=str(rank), **shared)
+        for rank, forge in enumerate(pair)
+    )
+    return first, second
+
+
+def start_scripts(pair: Pair, script: str) -> tuple[Victim, Victim]:
+    """Two ranks that run the same Python."""
+    shared = meeting_place()
+    first, second = (
+        forge.start_script(script, RANK=str(rank), LOCAL_RANK=str(rank), **shared) for rank, forge in enumerate(pair)
+    )
+    return first, second
+
+
+def meeting_place() -> dict[str, str]:
+    """The variables by which two ranks on this machine find each other."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    return {"WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GLOO_SOCKET_IFNAME": "lo"}
 
 
 def only_run(root: Path) -> Path:

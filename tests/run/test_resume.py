@@ -30,12 +30,6 @@ from ppo_fast.train import Args, train
 SIGKILL, SIGTERM, SIGUSR1 = 9, 15, 10
 
 
-@pytest.fixture(scope="module")
-def eager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forge]:
-    with forge(tmp_path_factory.mktemp("forge")) as made:
-        yield made
-
-
 def iterations(count: int) -> tuple[str, str]:
     return "--total-timesteps", str(count * BATCH)
 

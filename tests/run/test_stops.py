@@ -9,7 +9,6 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,7 +21,6 @@ from victims import (
     Victim,
     children_of,
     end,
-    forge,
     is_alive,
     newest,
     only_run,
@@ -34,12 +32,6 @@ STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138}
 LONG = ("--total-timesteps", str(BATCH * 1_000_000))
 # The promise is one iteration and 5 s; an iteration of these runs takes milliseconds.
 SECONDS = 5.0
-
-
-@pytest.fixture(scope="module")
-def eager(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Forge]:
-    with forge(tmp_path_factory.mktemp("forge")) as made:
-        yield made
 
 
 def says(victim: Victim, words: str) -> bool:
