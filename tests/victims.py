@@ -30,6 +30,7 @@ SMALL = (
     *("--eval-episodes", "0", "--compile", "off", "--quiet"),
 )
 BATCH = 4 * 4
+SIGKILL = signal.SIGKILL
 
 FORGE = """
 import ctypes, json, os, signal, sys, traceback
