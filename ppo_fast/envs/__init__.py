@@ -31,7 +31,7 @@ in sorted order, so that a policy can look at `obs[..., envs.columns["pose"]]`. 
 from ppo_fast.envs.contract import Environments, Part, State, Step
 from ppo_fast.envs.factory import BACKENDS, available_backends, make
 from ppo_fast.envs.faults import EnvironmentFault
-from ppo_fast.envs.groups import HostGroups, take_turns
+from ppo_fast.envs.groups import HostGroups
 from ppo_fast.envs.host import HostVectorEnv
 from ppo_fast.envs.tensor import TensorVectorEnv
 
@@ -47,5 +47,4 @@ __all__ = [
     "TensorVectorEnv",
     "available_backends",
     "make",
-    "take_turns",
 ]

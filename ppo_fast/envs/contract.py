@@ -6,12 +6,18 @@ the noise is empty. Letters: T steps, N envs, S observation shape, A action size
 """
 
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol
 
+import numpy as np
 import torch
+from gymnasium import spaces
 
 # One tensor (N, ...) for each part of a state; () for environments that keep their state to themselves.
 State = tuple[torch.Tensor, ...]
+# obs, reward, terminated, truncated, info: see ppo_fast.envs.
+StepResult = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
+# Action spaces as a program sees them: Discrete and MultiDiscrete from 0 on, MultiDiscrete and Box flat.
+ActionSpace = spaces.Discrete | spaces.MultiDiscrete | spaces.Box
 
 
 class Step(NamedTuple):
@@ -53,10 +59,23 @@ class Part(Protocol):
 
 
 class Environments(Part, Protocol):
-    """What every environment offers beside gymnasium's `reset`, `step` and `close`."""
+    """What every environment of `make` offers: gymnasium's VectorEnv in tensors, and `advance` (see ppo_fast.envs)."""
 
-    pure: bool  # whether `advance` is a pure function of tensors, which can be compiled, captured and replayed
+    backend: str  # what steps it: tensor, entry_point, sync, async or envpool
+    spec_id: str  # the id that it was made by
+    metadata: dict[str, Any]  # its "autoreset_mode" is NEXT_STEP where there are reset rows, else SAME_STEP
     mask_size: int  # n where the last n columns of an observation are an action mask, else 0
+    pure: bool  # whether `advance` is a pure function of tensors, which can be compiled, captured and replayed
+
+    @property
+    def single_observation_space(self) -> spaces.Box:
+        """Of one environment, float32."""
+        ...
+
+    @property
+    def single_action_space(self) -> ActionSpace:
+        """Of one environment: what `advance` takes a row of."""
+        ...
 
     @property
     def columns(self) -> dict[str, slice]:
@@ -64,6 +83,27 @@ class Environments(Part, Protocol):
         ...
 
     @property
+    def generator(self) -> torch.Generator | None:
+        """What `draw_noise` draws from; None where environments draw their own random numbers."""
+        ...
+
+    @property
     def parts(self) -> Sequence[Part]:
         """The parts in order of their environments: the first part's come first."""
+        ...
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[torch.Tensor, dict]:
+        """Start new episodes, from this seed or going on with the random numbers: obs (N, *S) and an empty info."""
+        ...
+
+    def restart(self) -> torch.Tensor:
+        """Make everything anew, also after an EnvironmentFault: the observations (N, *S) of fresh episodes."""
+        ...
+
+    def step(self, actions: torch.Tensor | np.ndarray) -> StepResult:
+        """One step as gymnasium has it; `advance` with other names."""
+        ...
+
+    def close(self, **kwargs: Any) -> None:
+        """End what runs for them, processes and threads."""
         ...

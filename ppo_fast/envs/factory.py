@@ -72,15 +72,13 @@ def make(
         timeout: async only: seconds that one environment may take for a step, a reset or its start; a worker beyond
             it is a fault.
         num_workers: async only: processes, each with a block of environments; None for one on each usable CPU.
-        groups: async and envpool only: parts that step by turns (HostGroups), each with workers or threads of its own.
+        groups: async and envpool only: parts that step side by side (see HostGroups), each with its own workers.
         env_kwargs: for the environment, e.g. `max_episode_steps`; `render_mode` needs the sync or envpool backend, and
             `auto` picks sync then.
 
     Returns:
-        An environment with the attributes `backend` (the choice made), `device`, `spec_id` (env_id), `num_envs`,
-        `mask_size`, `columns`, `single_observation_space` (Box) and `single_action_space` (Discrete, MultiDiscrete or
-        Box). Those of sync, async and envpool have `restart`, and raise EnvironmentFault where they know which one
-        failed.
+        An environment with all that ppo_fast.envs.Environments names; `backend` is the choice made, `spec_id` is
+        env_id. Those of sync, async and envpool raise EnvironmentFault where they know which one failed.
 
     Raises:
         ValueError: naming --env-id, --num-envs, --backend or --env-groups, in one line.

@@ -5,17 +5,18 @@ of all groups, n of one, S observation shape, T steps.
 """
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
+from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from ppo_fast.envs.contract import State, Step
+from ppo_fast.envs.contract import ActionSpace, State, Step, StepResult
 from ppo_fast.envs.faults import EnvironmentFault
-from ppo_fast.envs.host import HostVectorEnv, StepResult
+from ppo_fast.envs.host import HostVectorEnv
 from ppo_fast.envs.seeds import spread_seeds
 
 
@@ -75,11 +76,14 @@ class HostGroups(VectorEnv):
         groups: vectors of one environment with one backend.
 
     Attributes:
-        parts: the groups, to be stepped by turns or each in a thread of its own.
+        parts: the groups, each of which may be stepped in a thread of its own.
     """
 
     pure = False
-    state: State = ()
+    state: State = ()  # it lies in the environments, and so do their random numbers
+    generator = None
+    single_observation_space: spaces.Box
+    single_action_space: ActionSpace
 
     def __init__(self, groups: Sequence[HostVectorEnv]) -> None:
         self.parts: list[HostGroup] = []
@@ -100,11 +104,6 @@ class HostGroups(VectorEnv):
         self.single_action_space = first.single_action_space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
-
-    @property
-    def group_sizes(self) -> list[int]:
-        """How many environments each group has."""
-        return [part.num_envs for part in self.parts]
 
     def spread(self, seed: int | None) -> Any:
         """One seed for each environment, as HostVectorEnv.spread."""
@@ -146,14 +145,6 @@ class HostGroups(VectorEnv):
         info = {name: torch.cat([each[name] for each in infos]) for name in infos[0]}
         return torch.cat(obs), torch.cat(reward), torch.cat(terminated), torch.cat(truncated), info
 
-    def step_async(self, actions: torch.Tensor | np.ndarray, group: int = 0) -> None:
-        """Begin a step of one group with its actions; as HostVectorEnv.step_async."""
-        self.parts[group].step_async(actions)
-
-    def step_wait(self, group: int = 0) -> StepResult:
-        """What `step` of that group returns."""
-        return self.parts[group].step_wait()
-
     def draw_noise(self, num_steps: int) -> torch.Tensor:
         """An empty tensor (T, N, 0): the environments draw their own random numbers."""
         return torch.empty((num_steps, self.num_envs, 0), device=self.device)
@@ -168,22 +159,3 @@ class HostGroups(VectorEnv):
         """Close the environments of all groups."""
         for part in self.parts:
             part.envs.close(**kwargs)
-
-
-def take_turns(
-    turn: Callable[..., Iterator[None]],
-    envs: HostVectorEnv | HostGroups,
-    obs: torch.Tensor,
-    rows: Sequence[torch.Tensor],
-) -> None:
-    """Run a generator for each group of the environments: each goes on to its next yield, then the next one does.
-
-    Args:
-        turn: called with the number of the group and, of its environments, the observations and the rows.
-        obs: (N, *S).
-        rows: tensors (T, N, ...).
-    """
-    own = zip(obs.split(envs.group_sizes), *(x.split(envs.group_sizes, 1) for x in rows), strict=True)
-    going, ended = [turn(number, first, rest) for number, (first, *rest) in enumerate(own)], object()
-    while going:
-        going = [each for each in going if next(each, ended) is not ended]

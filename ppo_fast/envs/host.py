@@ -14,7 +14,7 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from ppo_fast.envs.contract import Part, State, Step
+from ppo_fast.envs.contract import ActionSpace, Part, State, Step, StepResult
 from ppo_fast.envs.encoded import EncodedVectorEnv
 from ppo_fast.envs.masks import MASK, mask_in_info, mask_in_observation
 from ppo_fast.envs.seeds import restart_seed, spread_seeds
@@ -23,8 +23,6 @@ from ppo_fast.envs.staging import Staging
 
 # Backends that take one seed for each environment. A vector entry point takes one for all.
 SEEDED_EACH = ("sync", "async", "envpool")
-
-StepResult = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
 
 
 @runtime_checkable
@@ -77,7 +75,10 @@ class HostVectorEnv(VectorEnv):
     """
 
     pure = False
-    state: State = ()  # it lies in the environments
+    state: State = ()  # it lies in the environments, and so do their random numbers
+    generator = None
+    single_observation_space: spaces.Box
+    single_action_space: ActionSpace
 
     def __init__(
         self,
@@ -92,7 +93,6 @@ class HostVectorEnv(VectorEnv):
         self.spec_id = spec_id
         self.spec = envs.spec
         self.num_envs = envs.num_envs
-        self.group_sizes = [envs.num_envs]
         self._take(envs)
         self._mode = _autoreset_mode(envs)
         seen = AutoresetMode.NEXT_STEP if self._mode is AutoresetMode.NEXT_STEP else AutoresetMode.SAME_STEP
@@ -176,10 +176,10 @@ class HostVectorEnv(VectorEnv):
         self.step_async(actions)
         return self.step_wait()
 
-    def step_async(self, actions: torch.Tensor | np.ndarray, group: int = 0) -> None:
+    def step_async(self, actions: torch.Tensor | np.ndarray) -> None:
         """Begin a step, which goes on in other threads or processes where `envs` has such; `step_wait` has to follow.
 
-        The names are those of gymnasium.vector.AsyncVectorEnv. All environments are group 0 (see HostGroups).
+        The names are those of gymnasium.vector.AsyncVectorEnv.
         """
         decoded = self._decoder(actions)
         if self._beside is None:
@@ -187,7 +187,7 @@ class HostVectorEnv(VectorEnv):
         else:
             self._beside.step_async(decoded)
 
-    def step_wait(self, group: int = 0) -> StepResult:
+    def step_wait(self) -> StepResult:
         """What `step` returns, of the step that `step_async` began."""
         obs, reward, terminated, truncated, final_obs, valid = self._finish()
         if valid is None:

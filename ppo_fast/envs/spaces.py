@@ -14,13 +14,13 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+from ppo_fast.envs.contract import ActionSpace
 from ppo_fast.envs.masks import MASK, allowed_actions
 
 SUPPORTED_OBSERVATIONS = "Box, Discrete, MultiBinary, MultiDiscrete, and Dict or Tuple of these"
 SUPPORTED_ACTIONS = "Discrete, MultiDiscrete and Box of floats"
 
 PlainSpace = spaces.Box | spaces.Discrete | spaces.MultiBinary | spaces.MultiDiscrete
-ActionSpace = spaces.Box | spaces.Discrete | spaces.MultiDiscrete
 
 
 def host_array(value: Any) -> np.ndarray:

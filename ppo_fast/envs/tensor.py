@@ -16,7 +16,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
-from ppo_fast.envs.contract import Part, State, Step
+from ppo_fast.envs.contract import Part, State, Step, StepResult
 from ppo_fast.envs.masks import MASK
 
 __all__ = ["State", "TensorVectorEnv", "Transition"]
@@ -43,6 +43,8 @@ class TensorVectorEnv(VectorEnv):
     backend = "tensor"
     spec_id = ""
     pure = True
+    single_observation_space: spaces.Box
+    single_action_space: spaces.Discrete | spaces.Box
     # One name per tensor of the state, in order; they are the keys of get_state().
     state_names: ClassVar[tuple[str, ...]] = ("physics", "elapsed")
     # n where the last n columns of the observation say which of n actions are allowed (1) and which not (0).
@@ -178,10 +180,12 @@ class TensorVectorEnv(VectorEnv):
         self.state = state
         return self.observation(state).clone(), {}
 
+    def restart(self) -> torch.Tensor:
+        """Start new episodes with the next random numbers: their observations (N, D). There is nothing to make anew."""
+        return self.reset()[0]
+
     @torch.no_grad()
-    def step(
-        self, actions: torch.Tensor | np.ndarray
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]:
+    def step(self, actions: torch.Tensor | np.ndarray) -> StepResult:
         """Step every environment with actions (N,) or (N, A), a tensor or an array.
 
         Returns:

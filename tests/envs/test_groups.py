@@ -9,14 +9,16 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from iterations import once, small
 from odd_envs import Fragile
 
 from ppo_fast import train
+from ppo_fast.engine.engine import Engine
+from ppo_fast.engine.ranks import Ranks
 from ppo_fast.envs import EnvironmentFault, Environments, HostGroups, Part, Step, envpool, make
 from ppo_fast.envs.host import HostVectorEnv
 from ppo_fast.envs.singles import find_kind
 from ppo_fast.envs.workers import WorkerVectorEnv
-from ppo_fast.train import Args
 
 CPU = torch.device("cpu")
 BACKENDS = ["async", *(["envpool"] if envpool.installed() else [])]
@@ -35,8 +37,8 @@ def flat(result: tuple) -> list[torch.Tensor]:
 @pytest.mark.parametrize(("count", "sizes"), [(2, [4, 3]), (3, [3, 2, 2]), (7, [1] * 7)])
 def test_groups_change_no_trajectory(backend: str, count: int, sizes: list[int]) -> None:
     one: Any = make("CartPole-v1", 7, CPU, backend, max_episode_steps=20)
-    some = make("CartPole-v1", 7, CPU, backend, groups=count, max_episode_steps=20)
-    assert isinstance(some, HostGroups) and some.group_sizes == sizes and one.group_sizes == [7]
+    some: Any = make("CartPole-v1", 7, CPU, backend, groups=count, max_episode_steps=20)
+    assert [part.num_envs for part in some.parts] == sizes and list(one.parts) == [one]
     assert torch.equal(one.reset(seed=5)[0], some.reset(seed=5)[0])
     for step in range(45):
         for a, b in zip(flat(one.step(actions(step, 7))), flat(some.step(actions(step, 7))), strict=True):
@@ -64,12 +66,11 @@ def test_a_reset_of_some_and_a_restart() -> None:
 def test_training_is_the_same(flags: dict[str, Any]) -> None:
     ends = []
     for groups in (1, 2):
-        sizes: dict[str, Any] = {"num_envs": 8, "num_steps": 16, "total_timesteps": 8 * 16 * 4, "cuda": False}
-        args = Args(**(sizes | {"backend": "async", "env_groups": groups} | flags))
+        args = small(num_steps=16, total_timesteps=8 * 16 * 4, backend="async", env_groups=groups, **flags)
         envs, agent, learner = train.setup(args, CPU)
-        iteration = train.make_iteration(args, envs, agent, learner, fast=False)
-        metrics = [iteration().clone() for _ in range(4)]
-        ends.append((learner.theta, iteration.state["rollout.obs"], torch.stack(metrics)))
+        iteration = train.make_iteration(args, envs, agent, learner, Engine(args, Ranks(CPU), "eager", False))
+        metrics = [torch.tensor(list(once(iteration).values())) for _ in range(4)]
+        ends.append((learner.theta, torch.stack(metrics)))
         envs.close()
     for a, b in zip(*ends, strict=True):  # a product of 4 rows may be rounded unlike one of 8
         torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4, equal_nan=True)
