@@ -6,7 +6,7 @@ import torch
 from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from scripted_envs import Scripted
 
-from ppo_fast.algorithm.networks import CategoricalHead
+from ppo_fast.algorithm.heads import CategoricalHead
 from ppo_fast.envs.host import HostVectorEnv
 
 

@@ -1,18 +1,20 @@
 """What is written and said of one agent: its rows, diagnostics, checkpoints, crash file, films, policy and result.
 
-    with AgentLog(agent, flags, facts, console, run, health) as log:
-        log.write_row(row)                          # to the diagnostics, the run folder and the screen
-        log.save(progress, ranks, keep, is_best)    # a checkpoint
-        log.finish(result)
+    with open_log(args, agent, facts, console, origin, writes=True) as log:
+        log.introduce()
+        log.record(means, totals, progress, seconds)     # to the diagnostics, the run folder and the screen
+        log.save(progress, ranks, keep, is_best)         # a checkpoint
+        log.finish(result, measured, picture)
 
 A process has one lifecycle (session.py) and a log for each agent that it trains. A rank that does not write has a log
-too, with a silent console and `NoRun`: it keeps the score and leaves nothing.
+too: it keeps the score, has a silent console, and leaves nothing.
 """
 
 import math
 import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
@@ -30,25 +32,24 @@ from ppo_fast.run.crash import Crash
 from ppo_fast.run.health import Health
 from ppo_fast.run.payload import Checkpoint, Progress, RankState, Score
 from ppo_fast.run.policy import save_policy
+from ppo_fast.run.readout import Totals
 from ppo_fast.run.rows import truncate_rows
-from ppo_fast.run.tracking import Record, Run
+from ppo_fast.run.tracking import NoRun, Record, Run
 
-# Columns that a row lacks where no episode has ended.
-ABSENT_IF_NAN = (names.EPISODIC_RETURN, names.EPISODIC_LENGTH)
 FRAMES = 250  # of a film that is made while training goes on, at most
 LAST_FRAMES = 1000  # and of the one at the end, which the run waits for
 PICTURE_SECONDS = 60.0  # that the picture of the curves may take in a process of its own
 
 
 class AgentLog:
-    """The log of one agent; a context manager that closes the run and leaves no film under way.
+    """The log of one agent; a context manager that closes the run and leaves no film under way. See `open_log`.
 
     Args:
         agent: it acts in films, and its weights are left as the policy.
         flags: of the run, by field name.
-        facts: what config.json holds: the flags, "parameters", "execution", "program", "world_size", ...
+        facts: what config.json holds: the flags, "parameters", "program", "world_size", ...
         console: opened and closed by the caller; several logs may have the same.
-        run: closed here.
+        run: closed here; `NoRun` on a rank that does not write.
         health: the diagnostics of this agent.
         score: of the checkpoint that the run goes on from.
 
@@ -64,7 +65,7 @@ class AgentLog:
         console: Console,
         run: Record,
         health: Health,
-        score: Score | None = None,
+        score: Score,
     ) -> None:
         self.agent = agent
         self.flags = flags
@@ -72,8 +73,9 @@ class AgentLog:
         self.console = console
         self.run = run
         self.health = health
-        self.score = score or Score()
-        self._saved_score = self.score  # with the last checkpoint, for a rollback
+        self.score = score
+        self._writes = not isinstance(run, NoRun)
+        self._saved_score = score  # with the last checkpoint, for a rollback
         self._saved_bytes = 0  # of metrics.jsonl, likewise
         self._camera = Camera(console.message)
         self._disk_failed = False
@@ -86,6 +88,11 @@ class AgentLog:
         self._camera.close()
         self.run.__exit__(kind, error, traceback)
 
+    def introduce(self) -> None:
+        """Say what runs, where, and where it leaves its files."""
+        if self._writes:
+            self.console.start(header(self.facts, self.run.folder))
+
     def say(self, lines: Sequence[str]) -> None:
         """Print lines of their own."""
         for line in lines:
@@ -93,13 +100,31 @@ class AgentLog:
 
     # ---------------------------------------------------------------- rows
 
-    def write_row(self, row: Mapping[str, float]) -> None:
-        """Check, write and show the row of one iteration.
+    def record(
+        self, means: Mapping[str, float], totals: Totals, progress: Progress, seconds: Mapping[str, float]
+    ) -> None:
+        """Write and show the row of one iteration, check it, and count the episodes that ended in it.
+
+        Args:
+            means, totals: of the iteration.
+            progress: with this iteration.
+            seconds: spent in it, by phase.
 
         Raises:
             FloatingPointError: with the cause in a line, when something is NaN or infinite. The row has been written.
         """
-        row = {name: x for name, x in row.items() if name not in ABSENT_IF_NAN or not math.isnan(x)}
+        self.score = self.score.after(totals.returns, totals.episodes)
+        if not self._writes:
+            return
+        row = dict(means)
+        for phase, spent in seconds.items():
+            row[f"time/{phase}"] = spent
+        for name, total in ((names.EPISODIC_RETURN, totals.returns), (names.EPISODIC_LENGTH, totals.lengths)):
+            if totals.episodes and not math.isnan(total):
+                row[name] = total / totals.episodes
+        row[names.GLOBAL_STEP] = progress.global_step
+        row[names.SPS] = progress.global_step / progress.elapsed
+        row[names.ELAPSED] = progress.elapsed
         advice = self.health.update(row)
         self.run.log({**row, **self.health.metrics()})
         self.console.update(row, advice)
@@ -129,6 +154,8 @@ class AgentLog:
 
     def save(self, progress: Progress, ranks: list[RankState], keep: int, is_best: bool) -> None:
         """Write a checkpoint and keep the `keep` newest. A full disk is one warning, and training goes on."""
+        if not self._writes:
+            return
         self._note_size()
         contents = Checkpoint(self.facts["program"], self.flags, progress, self.score, ranks, self.run.wandb_id)
         try:
@@ -147,7 +174,8 @@ class AgentLog:
         self.run.rewind(partial(os.truncate, length=self._saved_bytes))
 
     def _note_size(self) -> None:
-        self._saved_bytes = (self.run.folder / names.METRICS_FILE).stat().st_size
+        if self._writes:
+            self._saved_bytes = (self.run.folder / names.METRICS_FILE).stat().st_size
 
     def write_crash(self, crash: Crash, global_step: int) -> str:
         """Leave a crash file; returns where it is or why it is not, in words."""
@@ -161,13 +189,14 @@ class AgentLog:
 
     def film(self, global_step: int) -> None:
         """Begin to record a greedy episode of the agent as it is now, as step-<global_step>.mp4; training goes on."""
-        self._record(f"step-{global_step}", global_step, FRAMES, niceness=19)
+        if self._writes:
+            self._film(f"step-{global_step}", global_step, FRAMES, niceness=19)
 
     def film_last(self, global_step: int) -> None:
         """Begin to record the film of the end, greedy.mp4, which the run waits for."""
-        self._record("greedy", global_step, LAST_FRAMES, niceness=0)
+        self._film("greedy", global_step, LAST_FRAMES, niceness=0)
 
-    def _record(self, name: str, global_step: int, frames: int, niceness: int) -> None:
+    def _film(self, name: str, global_step: int, frames: int, niceness: int) -> None:
         make_one = partial(make, self.flags["env_id"], 1, "cpu", render_mode="rgb_array")
         path = self.run.subfolder("videos") / f"{name}.mp4"
         show = partial(self.run.log_video, path, global_step)
@@ -208,6 +237,26 @@ class AgentLog:
     def discard(self) -> None:
         """Delete the run folder: nothing has been learned that could be kept."""
         shutil.rmtree(self.run.folder, ignore_errors=True)
+
+
+def open_log(
+    args: Any, agent: Any, facts: dict[str, Any], console: Console, origin: resume.Origin | None, writes: bool
+) -> AgentLog:
+    """The log of an agent, with a run folder of its own.
+
+    Args:
+        args: a program's flags.
+        agent, facts, console: see `AgentLog`.
+        origin: the checkpoint that the run goes on from, in the same folder; None for a new one.
+        writes: whether this rank leaves files and speaks.
+
+    Raises:
+        ValueError: as `Run` does.
+    """
+    run = open_run(facts, console.message, origin) if writes else NoRun()
+    health = Health(args.num_iterations * args.batch_size, agent.head.max_entropy)
+    score = Score() if origin is None else origin.checkpoint.score
+    return AgentLog(agent, asdict(args), facts, console, run, health, score)
 
 
 def open_run(facts: Mapping[str, Any], say: Callable[[str], None], origin: resume.Origin | None) -> Run:

@@ -6,6 +6,9 @@ from typing import Any
 
 from torch import Tensor
 
+from ppo_fast.engine.ranks import Ranks
+from ppo_fast.run import checkpoint
+
 # Where a rollout's tensors are looked at first: causes before effects.
 ORDER = ("rollout.obs", "rollout.final_obs", "rollout.reward", "obs", "rollout.action", "rollout.log_prob")
 # What a crash file holds, and of which types.
@@ -69,3 +72,19 @@ def _in_words(name: str, x: Tensor) -> str:
     if name == "obs":
         return f"obs of environment {index[0]} is {value} after the rollout"
     return f"{name}{index} is {value}"
+
+
+def first_of(ranks: Ranks, own: Crash, is_found: bool) -> tuple[int, Crash] | None:
+    """On rank 0 the first rank that found something bad, and what it knows; None on the others.
+
+    Args:
+        ranks: the processes that train together; each calls this.
+        own: what this one knows.
+        is_found: whether it found something; where none did, rank 0 counts as the first.
+    """
+    reports = ranks.gather(checkpoint.plain({"found": is_found, "crash": own.to_plain()}))
+    if not ranks.is_main:
+        return None
+    finders = [rank for rank, report in enumerate(reports) if report["found"]]
+    rank = finders[0] if finders else 0
+    return rank, Crash.from_plain(reports[rank]["crash"])

@@ -106,8 +106,9 @@ def misfit(tensors: Mapping[str, Tensor], agent: nn.Module) -> str | None:
     wanted: dict[str, torch.Size] = {}
     for name in ("theta", "moment1", "moment2"):
         wanted[name] = torch.Size([size])
+    in_policy = agent.state_dict().keys()  # other buffers are of episodes that go on
     for name, buffer in agent.named_buffers():
-        if "carry" not in name:
+        if name in in_policy:
             wanted[f"agent.{name}"] = buffer.shape
     for name, shape in wanted.items():
         if name not in tensors or tensors[name].shape != shape:

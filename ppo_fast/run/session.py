@@ -21,27 +21,23 @@ from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
-import torch
 from torch import nn
 
-from ppo_fast import names
 from ppo_fast.algorithm.statistics import Metrics
 from ppo_fast.engine import plan, process
 from ppo_fast.engine.iteration import EXECUTION_KNOWN, Iteration
 from ppo_fast.engine.ranks import Ranks
 from ppo_fast.envs import EnvironmentFault
-from ppo_fast.run import checkpoint, crash, ending, randomness, resume
-from ppo_fast.run.agent_log import AgentLog, header, open_run
+from ppo_fast.run import checkpoint, crash, ending, randomness, readout, resume
+from ppo_fast.run.agent_log import AgentLog, open_log
 from ppo_fast.run.beside import Beside
 from ppo_fast.run.cli import program_of
 from ppo_fast.run.console import Console
 from ppo_fast.run.crash import Crash
-from ppo_fast.run.health import Health
 from ppo_fast.run.interrupt import Stopped, StopSignal
 from ppo_fast.run.payload import Progress, RankState
 from ppo_fast.run.settle import Beginning, settle as settle
 from ppo_fast.run.stopwatch import Stopwatch
-from ppo_fast.run.tracking import NoRun
 from ppo_fast.run.verification import compare_paths as compare_paths
 
 MAX_RUNTIME_STATUS = 5
@@ -54,25 +50,6 @@ class Over(NamedTuple):
 
     stopped: str
     exit_status: int
-
-
-class Totals(NamedTuple):
-    """What an iteration adds up over its environments, and over all processes."""
-
-    returns: float  # of the episodes that ended
-    lengths: float
-    episodes: float
-    steps: float
-    broken: float  # processes in which something was NaN or infinite
-
-
-class Seen(NamedTuple):
-    """An iteration's metrics on the host, and whether one of the processes wants to stop."""
-
-    means: dict[str, float]
-    totals: Totals
-    stop_requested: bool
-    out_of_time: bool
 
 
 class Saved(NamedTuple):
@@ -114,6 +91,7 @@ class Session:
         self._saved_at = -1  # iteration of the last checkpoint
         self._restarts = 0  # of environments that died
         self._plan = plan.Plan("eager", "")
+        self._execution_said = False
         self._filmed_after = quarters(args.num_iterations) if args.capture_video else frozenset()
 
     @property
@@ -174,7 +152,11 @@ class Session:
                 raise ValueError(f"--resume: {origin.path}: its {wrong} does not fit this configuration")
         parameters = sum(parameter.numel() for parameter in agent.parameters())
         self._plan = how = plan.decide(self.args, self.ranks.device, parameters)
-        self._open_log(self._facts(envs, parameters, f"{how.mode} ({how.reason})"), agent)
+        facts = self._facts(envs, parameters, f"{how.mode} ({how.reason})")
+        console = self._stack.enter_context(self._console())
+        log = open_log(self.args, agent, facts, console, origin, self.ranks.is_main)
+        self._log = self._stack.enter_context(log)
+        self.log.introduce()
         self.log.say(self._beginning.notes)
         if origin is not None:
             self.log.say(resume.lines(origin, envs.backend, self.ranks.world_size, self.args.num_iterations))
@@ -183,6 +165,11 @@ class Session:
             self.log.say([f"compiling     {plan.COMPILING}"])
             self.log.console.phase("compiling")
         return how
+
+    def _console(self) -> Console:
+        args = self.args
+        total = args.num_iterations * args.batch_size
+        return Console(total, args.quiet, f"ppo_fast {args.env_id}", silent=not self.ranks.is_main)
 
     def _facts(self, envs: Any, parameters: int, execution: str) -> dict[str, Any]:
         """What config.json holds."""
@@ -200,20 +187,6 @@ class Session:
             "action_space": str(envs.single_action_space),
             **process.versions(self.ranks.device, args.cuda),
         }
-
-    def _open_log(self, facts: dict[str, Any], agent: Any) -> None:
-        """Open the console and the agent's log; they close at the end of the session."""
-        args = self.args
-        total = args.num_iterations * args.batch_size
-        console = Console(total, args.quiet, f"ppo_fast {args.env_id}", silent=not self.ranks.is_main)
-        self._stack.enter_context(console)
-        run = open_run(facts, console.message, self._origin) if self.ranks.is_main else NoRun()
-        health = Health(total, agent.head.max_entropy)
-        score = None if self._origin is None else self._origin.checkpoint.score
-        log = AgentLog(agent, asdict(args), facts, console, run, health, score)
-        self._log = self._stack.enter_context(log)
-        if self.ranks.is_main:
-            console.start(header(facts, run.folder))
 
     # ---------------------------------------------------------------- iterations
 
@@ -243,24 +216,46 @@ class Session:
         Raises:
             FloatingPointError: NaN or infinity, and no rollback is allowed; a crash file has been written.
         """
-        seen = self._look(metrics)
+        seen = readout.read(metrics, self.ranks, self._stop.requested, self._is_late())
         if seen.totals.broken:
             return self._broke_down(iteration)
-        self._count(seen.totals)
-        self._write_row(seen, iteration.seconds)
-        if self.progress.iteration == self._began_at + EXECUTION_KNOWN:
+        self._count(int(seen.totals.steps))
+        self.log.record(seen.means, seen.totals, self.progress, iteration.seconds)
+        done = self.progress.iteration
+        if done == self._began_at + EXECUTION_KNOWN and not self._execution_said:  # a rollback may come here again
             self._say_execution(iteration)
-        if self.progress.iteration % self.args.save_interval == 0:
+        if done % self.args.save_interval == 0:
             self.save(iteration)
-        if self.progress.iteration in self._filmed_after and self.ranks.is_main:
+        if done in self._filmed_after:
             self.log.film(self.progress.global_step)
-        if seen.stop_requested:
+        if seen.stop:
             self.over = Over(self._stop.name or "SIGTERM", self._stop.exit_status or 143)
-        elif seen.out_of_time:
+        elif seen.late:
             self.over = Over("max_runtime", MAX_RUNTIME_STATUS)
+
+    def _is_late(self) -> bool:
+        """Whether `--max-runtime` is over."""
+        limit = self.args.max_runtime
+        return limit is not None and time.time() - self._watch.started > limit
+
+    def _count(self, steps: int) -> None:
+        """One iteration more, of so many steps."""
+        elapsed = self._elapsed()
+        self.progress = replace(
+            self.progress,
+            iteration=self.progress.iteration + 1,
+            global_step=self.progress.global_step + steps,
+            elapsed=elapsed,
+            first_seconds=self.progress.first_seconds or elapsed,
+        )
+
+    def _elapsed(self) -> float:
+        """Seconds of training, in the processes before this one too."""
+        return self.progress.elapsed if self._began is None else time.perf_counter() - self._began
 
     def _say_execution(self, iteration: Iteration) -> None:
         """Say how the functions run, now that it is known; a function that could not be recorded is a warning."""
+        self._execution_said = True
         execution = iteration.execution()
         self.log.say([f"execution     {execution.words} ({self._plan.reason})"])
         self.log.say([f"warning: runs as it is, and slower: {reason}" for reason in execution.as_they_are])
@@ -280,6 +275,7 @@ class Session:
             self._start_again(iteration, fault)
 
     def _start_again(self, iteration: Iteration, fault: EnvironmentFault) -> None:
+        assert iteration.restart is not None, "only environments on the host die"
         while self._restarts < self.args.env_restarts:
             self._restarts += 1
             self.log.say([f"warning: {fault}; environments are started again ({self._restarts})"])
@@ -292,59 +288,6 @@ class Session:
         self.log.say([f"warning: {fault}; the run is saved and stops"])
         self.over = Over(str(fault), FAULT_STATUS)
 
-    def _look(self, metrics: Metrics) -> Seen:
-        """The metrics over all processes, on the host: the iteration's only look at the device."""
-        limit = self.args.max_runtime
-        late = limit is not None and time.time() - self._watch.started > limit
-        wishes = [float(self._stop.requested), float(late)]
-        means = torch.stack([x.double() for x in metrics.means.values()])
-        sums = torch.stack([x.double() for x in metrics.sums.values()])
-        if self.ranks.world_size > 1:  # a stop asked of one is a stop of all, at the same iteration
-            shares = means / self.ranks.world_size
-            *numbers, requested, late = self.ranks.sum_(torch.cat([shares, sums, sums.new_tensor(wishes)])).tolist()
-        else:
-            numbers = torch.cat([means, sums]).tolist()
-            requested, late = wishes
-        count = len(metrics.means)
-        totals = dict(zip(metrics.sums, numbers[count:], strict=True))
-        return Seen(
-            means=dict(zip(metrics.means, numbers[:count], strict=True)),
-            totals=Totals(**totals),
-            stop_requested=bool(requested),
-            out_of_time=bool(late),
-        )
-
-    def _count(self, totals: Totals) -> None:
-        """One iteration more."""
-        elapsed = self._elapsed()
-        self.progress = replace(
-            self.progress,
-            iteration=self.progress.iteration + 1,
-            global_step=self.progress.global_step + int(totals.steps),
-            elapsed=elapsed,
-            first_seconds=self.progress.first_seconds or elapsed,
-        )
-        self.log.score = self.log.score.after(totals.returns, totals.episodes)
-
-    def _elapsed(self) -> float:
-        """Seconds of training, in the processes before this one too."""
-        return self.progress.elapsed if self._began is None else time.perf_counter() - self._began
-
-    def _write_row(self, seen: Seen, seconds: Mapping[str, float]) -> None:
-        """Log the row of the iteration that has just been counted."""
-        if not self.ranks.is_main:
-            return
-        totals, progress = seen.totals, self.progress
-        row = dict(seen.means)
-        for phase, spent in seconds.items():
-            row[f"time/{phase}"] = spent
-        row[names.EPISODIC_RETURN] = totals.returns / totals.episodes if totals.episodes else math.nan
-        row[names.EPISODIC_LENGTH] = totals.lengths / totals.episodes if totals.episodes else math.nan
-        row[names.GLOBAL_STEP] = progress.global_step
-        row[names.SPS] = progress.global_step / progress.elapsed
-        row[names.ELAPSED] = progress.elapsed
-        self.log.write_row(row)
-
     # ---------------------------------------------------------------- checkpoints
 
     def save(self, iteration: Iteration) -> None:
@@ -356,10 +299,9 @@ class Session:
         is_best = self.log.judge(due)
         saved = self._note_saved(iteration)
         own = RankState(saved.state["tensors"], saved.state["generators"], randomness.rng_state())
-        ranks = self.ranks.gather(checkpoint.plain(own.to_plain()))
-        if self.ranks.is_main:
-            states = [RankState.from_plain(rank) for rank in ranks]
-            self.log.save(self.progress, states, self.args.keep_checkpoints, is_best)
+        gathered = self.ranks.gather(checkpoint.plain(own.to_plain()))
+        ranks = [RankState.from_plain(rank) for rank in gathered]  # none on a rank that does not write
+        self.log.save(self.progress, ranks, self.args.keep_checkpoints, is_best)
 
     def _note_saved(self, iteration: Iteration) -> Saved:
         """Keep what a rollback goes back to."""
@@ -387,8 +329,7 @@ class Session:
         if iteration.restart is not None:
             iteration.restart(seed)
         self._note_saved(iteration)
-        if self.ranks.is_main:
-            self.log.recall()
+        self.log.recall()
 
     # ---------------------------------------------------------------- NaN and infinity
 
@@ -427,12 +368,11 @@ class Session:
             finding=text or "losses or gradients are not finite",
             at=self.progress.iteration,
         )
-        reports = self.ranks.gather(checkpoint.plain({"found": text is not None, "payload": own.to_plain()}))
-        if not self.ranks.is_main:
+        found = crash.first_of(self.ranks, own, text is not None)
+        if found is None:
             return f"{own.finding}; rank 0 says more"
-        rank = next((rank for rank, report in enumerate(reports) if report["found"]), 0)
-        first = Crash.from_plain(reports[rank]["payload"])
-        of_rank = f" (rank {rank})" if len(reports) > 1 else ""
+        rank, first = found
+        of_rank = f" (rank {rank})" if self.ranks.world_size > 1 else ""
         return f"{first.finding}{of_rank}; {self.log.write_crash(first, self.progress.global_step)}"
 
     # ---------------------------------------------------------------- the end

@@ -3,6 +3,7 @@
 import math
 import os
 import random
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -14,6 +15,9 @@ from torch import Tensor
 from victims import INCIDENTAL, REPOSITORY, difference, newest, only_run, whole_rows
 
 from ppo_fast import replay, train as program
+from ppo_fast.algorithm.adam import Learner
+from ppo_fast.algorithm.statistics import Metrics
+from ppo_fast.engine.iteration import Iteration
 from ppo_fast.run import checkpoint
 from ppo_fast.train import Agent, Args, train
 
@@ -46,26 +50,30 @@ class Injection:
         self.iteration, self.calls = -1, 0
         self.before: list[dict[str, Tensor]] = []  # the state that each iteration started from
         self.thetas: list[Tensor] = []  # and each minibatch of the last iteration
-        make, value, gradient = program.make_iteration, Agent.value, program.gradient
-        patch.setattr(program, "make_iteration", lambda *args, **flags: self.watch(make(*args, **flags)))
-        patch.setattr(Agent, "value", lambda agent, obs: self.value(value(agent, obs)))
-        patch.setattr(program, "gradient", lambda *args: self.gradient(args[2], gradient(*args)))
+        make, value, descend = program.make_iteration, Agent.value, program.descend
 
-    def watch(self, phases: Any) -> Any:
-        self.phases, collect, learn = phases, phases.collect, phases.learn
+        def spoiled_descend(args: Args, learner: Learner, gradient: Tensor, losses: Tensor) -> Tensor:
+            return descend(args, learner, self.gradient(learner.theta, gradient), losses)
+
+        patch.setattr(program, "make_iteration", lambda *args: self.watch(make(*args)))
+        patch.setattr(Agent, "value", lambda agent, obs: self.value(value(agent, obs)))
+        patch.setattr(program, "descend", spoiled_descend)
+
+    def watch(self, iteration: Iteration) -> Iteration:
+        self.state, collect, learn = iteration.state, iteration.collect, iteration.learn
 
         def watched_collect() -> None:
-            self.before.append({name: x.clone() for name, x in phases.state.items()})
+            self.before.append({name: x.clone() for name, x in iteration.state.all().items()})
             collect()
             if self.is_due("obs", "reward"):
-                phases.state[f"rollout.{self.fault.kind}"][self.fault.t, self.fault.n] = self.fault.value
+                iteration.state.rollout[self.fault.kind][self.fault.t, self.fault.n] = self.fault.value
 
-        def watched_learn() -> Tensor:
+        def watched_learn() -> Metrics:
             self.iteration, self.calls, self.thetas = self.iteration + 1, 0, []
             return learn()
 
-        phases.collect, phases.learn = watched_collect, watched_learn
-        return phases
+        iteration.collect, iteration.learn = watched_collect, watched_learn
+        return iteration
 
     def is_due(self, *kinds: str) -> bool:
         return bool(self.left) and self.fault.kind in kinds and len(self.before) - 1 == self.fault.at
@@ -76,17 +84,26 @@ class Injection:
             value[self.fault.t, self.fault.n].fill_(self.fault.value)
         return value
 
-    def gradient(self, theta: Tensor, found: Tensor) -> Tensor:
+    def gradient(self, theta: Tensor, gradient: Tensor) -> Tensor:
         self.thetas.append(theta.clone())
         self.calls += 1
         if self.calls - 1 == self.fault.which and self.is_due("gradient"):
-            found[self.fault.t].fill_(self.fault.value)
-        return found
+            gradient[self.fault.t].fill_(self.fault.value)
+        return gradient
 
 
 def draw(choose: random.Random, kind: str) -> Fault:
     value = choose.choice([math.nan, math.inf, -math.inf])
     return Fault(kind, value, choose.randrange(6), choose.randrange(T), choose.randrange(N), choose.randrange(4))
+
+
+def assert_names_a_line(said: str) -> None:
+    """The operation stands at a line of the package, which is quoted."""
+    pattern = r"first bad tensor in the update: the result \(.*\) of \S+ at (\w+\.py):(\d+) in \S+: (.+)"
+    found = re.fullmatch(pattern, said)
+    assert found, said
+    [path] = (REPOSITORY / "ppo_fast").rglob(found[1])
+    assert path.read_text().splitlines()[int(found[2]) - 1].strip() == found[3]
 
 
 LEARNED = ("theta", "moment1", "moment2", "step", "learning_rate", "agent.normalize_obs.moments.mean")
@@ -106,11 +123,12 @@ def break_a_run(root: Path, fault: Fault, patch: pytest.MonkeyPatch) -> None:
     # No weight, no moment of Adam's and no statistic has taken it in: all is as it was before that minibatch.
     if fault.kind == "gradient":
         assert len(injection.thetas) >= fault.which + 1
-        assert torch.equal(injection.phases.state["theta"], injection.thetas[fault.which])
-        assert int(injection.phases.state["step"] - injection.before[-1]["step"]) == fault.which
-        assert injection.phases.state["moment1"].isfinite().all() and injection.phases.state["moment2"].isfinite().all()
+        learned = injection.state.learned
+        assert torch.equal(learned["theta"], injection.thetas[fault.which])
+        assert int(learned["step"] - injection.before[-1]["step"]) == fault.which
+        assert learned["moment1"].isfinite().all() and learned["moment2"].isfinite().all()
     else:
-        kept = {name: injection.phases.state[name] for name in LEARNED if name in injection.phases.state}
+        kept = {name: injection.state.learned[name] for name in LEARNED}
         assert difference(kept, {name: injection.before[-1][name] for name in kept}) is None
     # The record ends before it.
     rows, torn = whole_rows(run)
@@ -118,7 +136,7 @@ def break_a_run(root: Path, fault: Fault, patch: pytest.MonkeyPatch) -> None:
     # The crash file shows it again.
     path = run / f"crash-{fault.at * T * N}.pt"
     assert f"python -m ppo_fast.replay {path}" in text
-    injection.before = injection.before[: fault.at + 1]
+    injection.before = injection.before[: fault.at]
     said = replay.replay(checkpoint.load(path))
     assert said[0].startswith(f"written after {fault.at} iterations")
     made = fault.which if fault.kind == "gradient" else 0
@@ -128,8 +146,8 @@ def break_a_run(root: Path, fault: Fault, patch: pytest.MonkeyPatch) -> None:
         # The update itself made nothing bad of something good.
         assert said[4] == "first bad tensor in the update: none"
     else:
-        # The injection is no file of the package: what is named is the line that called it, which shares out the calls.
-        assert said[4].startswith("first bad tensor in the update: the result (") and " at crew.py:" in said[4], said
+        # The injection is no file of the package: what is named is the line there that called it.
+        assert_names_a_line(said[4])
 
 
 @pytest.mark.parametrize("kind", ["obs", "reward", "value", "gradient"])
@@ -152,10 +170,15 @@ def test_a_loss_that_overflows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     make = program.make_iteration
 
     def with_a_huge_reward(*args: Any, **flags: Any) -> Any:
-        phases = make(*args, **flags)
-        collect = phases.collect
-        phases.collect = lambda: (collect(), phases.state["rollout.reward"].fill_(1e30))
-        return phases
+        iteration = make(*args, **flags)
+        collect = iteration.collect
+
+        def collect_too_much() -> None:
+            collect()
+            iteration.state.rollout["reward"].fill_(1e30)
+
+        iteration.collect = collect_too_much
+        return iteration
 
     monkeypatch.setattr(program, "make_iteration", with_a_huge_reward)
     with pytest.raises(FloatingPointError, match="losses or gradients are not finite"):
@@ -262,19 +285,20 @@ def test_three_rollbacks_at_most(
     make, rates = program.make_iteration, []
 
     def sick(*args: Any, **flags: Any) -> Any:
-        phases = make(*args, **flags)
-        collect, tries = phases.collect, {4: 1, 6: 9}  # the fifth iteration fails once, the seventh always
+        iteration = make(*args, **flags)
+        state, collect = iteration.state, iteration.collect
+        tries = {4: 1, 6: 9}  # the fifth iteration fails once, the seventh always
 
         def collect_and_spoil() -> None:
             collect()
-            done = int(phases.state["step"]) // (MINIBATCHES * EPOCHS)
-            rates.append((done, float(phases.state["learning_rate"])))
+            done = int(state.learned["step"]) // (MINIBATCHES * EPOCHS)
+            rates.append((done, float(state.learned["learning_rate"])))
             if tries.get(done, 0):
                 tries[done] -= 1
-                phases.state["rollout.obs"][1, 2, 0] = math.inf
+                state.rollout["obs"][1, 2, 0] = math.inf
 
-        phases.collect = collect_and_spoil
-        return phases
+        iteration.collect = collect_and_spoil
+        return iteration
 
     monkeypatch.setattr(program, "make_iteration", sick)
     constant = {"lr_schedule": schedule, "desired_kl": 1e9, "anneal_lr": False}
