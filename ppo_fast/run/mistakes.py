@@ -1,8 +1,10 @@
 """What is wrong with a command line, in one line that names the flag and says what it takes.
 
-flags = flags_of(Args)
-mistake(parts_of(["--num-envs", "four"], flags), flags)
-# "--num-envs: must be a whole number of at least 1, got 'four'"
+    flags = flags_of(Args)
+    mistake(parts_of(["--num-envs", "four"], flags), flags)
+    # "--num-envs: must be a whole number of at least 1, got 'four'"
+
+The first mistake is told, not all of them.
 """
 
 import difflib
@@ -55,7 +57,8 @@ def _wrong_value(part: Part, flag: Flag) -> str | None:
 
 def _unknown(name: str, flags: Mapping[str, Flag]) -> str:
     near = difflib.get_close_matches(name, flags, n=2, cutoff=0.7)
-    return f"{name}: no such flag; " + (f"did you mean {one_of(near)}?" if near else "--help lists all flags")
+    advice = f"did you mean {one_of(near)}?" if near else "--help lists all flags"
+    return f"{name}: no such flag; {advice}"
 
 
 def in_one_line(box: str) -> str:

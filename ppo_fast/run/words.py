@@ -92,5 +92,5 @@ def _can_be_value(word: str, flag: Flag) -> bool:
     if flag.kind is bool:
         return word.lower() in BOOLEANS
     if flag.kind is str and not flag.choices:
-        return SHORT_FLAG.match(word) is None  # as tyro sees it: a text begins with no hyphen
+        return SHORT_FLAG.match(word) is None  # tyro takes -x for a flag, and -1 or -inf for a value
     return True
