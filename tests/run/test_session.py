@@ -1,0 +1,40 @@
+"""The lifecycle of a run: each process's share of it, and when films are made. Stops, faults and resumes have files of
+their own."""
+
+import pytest
+import torch
+
+from ppo_fast.engine.ranks import Ranks
+from ppo_fast.run.session import Session, quarters
+from ppo_fast.run.settle import Beginning
+from ppo_fast.train import Args
+
+
+def test_the_environments_are_divided_and_no_two_processes_have_a_seed() -> None:
+    args = Args(num_envs=6, seed=5)
+    shares = []
+    for rank in range(3):
+        ranks = Ranks(torch.device("cpu"), rank, world_size=3)
+        shares.append(Session(args, ranks, Beginning(), None).share(args))
+    assert [share.num_envs for share in shares] == [2, 2, 2]
+    assert shares[0].seed == 5 and len({share.seed for share in shares}) == 3
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"num_envs": 5}, "--num-envs: 5 environments can't be divided among 2 processes"),
+        ({"num_envs": 2, "num_steps": 4, "num_minibatches": 5}, "--num-minibatches: each of 2 processes has 4 rows"),
+    ],
+)
+def test_what_cannot_be_divided(flags: dict[str, int], said: str) -> None:
+    args = Args(**flags)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=said):
+        Session(args, Ranks(torch.device("cpu"), world_size=2), Beginning(), None).share(args)
+
+
+@pytest.mark.parametrize("count", [*range(1, 30), 1000, 1001])
+def test_films_are_made_once_a_quarter_is_complete(count: int) -> None:
+    """With the iteration that completes it, and not at the end, which has a film of its own."""
+    crossed = {i for i in range(1, count) if 4 * i // count > 4 * (i - 1) // count}
+    assert quarters(count) == crossed
