@@ -29,6 +29,7 @@ import tyro
 
 from ppo_fast import envs as environments, names
 from ppo_fast.engine import flat, process
+from ppo_fast.envs import Environments
 from ppo_fast.run import cli, film as films, find, play, programs
 from ppo_fast.run.cli import Range
 from ppo_fast.run.payload import policy_in
@@ -152,7 +153,7 @@ def rebuild_flags(policy: Policy) -> tuple[ModuleType, Any]:
     return program, flags
 
 
-def rebuild_agent(program: ModuleType, flags: Any, policy: Policy, envs: Any) -> Any:
+def rebuild_agent(program: ModuleType, flags: Any, policy: Policy, envs: Environments) -> Any:
     """The agent with its weights and statistics, laid out in memory as in training, so that it computes the same."""
     agent = program.Agent(envs, flags).to(envs.device)
     theta = flat.flatten_parameters(agent)
@@ -174,7 +175,9 @@ def buffers_of(agent: torch.nn.Module) -> list[str]:
     return [name for name, _ in agent.named_buffers() if name in agent.state_dict()]
 
 
-def make_envs(args: Args, flags: Any, device: torch.device, number: int, render_mode: str | None = None) -> Any:
+def make_envs(
+    args: Args, flags: Any, device: torch.device, number: int, render_mode: str | None = None
+) -> Environments:
     """Fresh environments of the run: Gymnasium's own unless another backend is asked for or it has none.
 
     Only Gymnasium's own can draw, so `render_mode` asks for it.
@@ -199,7 +202,7 @@ def figures_of(episodes: play.Episodes, seed: int) -> dict[str, float | int]:
     return {**episodes.figures(""), "mean_return_low": float(low), "mean_return_high": float(high)}
 
 
-def play_with(agent: Any, policy: str, envs: Any, seed: int) -> dict[str, dict[str, float | int]]:
+def play_with(agent: Any, policy: str, envs: Environments, seed: int) -> dict[str, dict[str, float | int]]:
     """Figures of the greedy or the sampled policy or "both", played as a training program's last evaluation does."""
     generator = torch.Generator(envs.device).manual_seed(seed)
     ways = {"greedy": play.greedy(agent), "sampled": play.sampled(agent, generator)}

@@ -34,7 +34,14 @@ class Crash:
 
     def to_plain(self) -> dict[str, Any]:
         """What stands in the file."""
-        return {name: getattr(self, name) for name in PARTS}
+        return {
+            "program": self.program,
+            "flags": self.flags,
+            "tensors": self.tensors,
+            "stream": self.stream,
+            "finding": self.finding,
+            "at": self.at,
+        }
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> "Crash":

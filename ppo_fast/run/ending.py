@@ -8,11 +8,11 @@ import torch
 
 from ppo_fast.engine import process, profiling, speed
 from ppo_fast.engine.iteration import Iteration
-from ppo_fast.envs import make
+from ppo_fast.envs import Environments, make
 from ppo_fast.run import play
 
 
-def evaluate(args: Any, envs: Any, agent: play.Player, device: torch.device) -> dict[str, float | int]:
+def evaluate(args: Any, envs: Environments, agent: play.Player, device: torch.device) -> dict[str, float | int]:
     """The figures of one episode in each of `--eval-episodes` fresh environments, greedy and sampled.
 
     Args:
@@ -27,7 +27,12 @@ def evaluate(args: Any, envs: Any, agent: play.Player, device: torch.device) -> 
 
 
 def measure_speed(
-    args: Any, envs: Any, agent: Any, iteration: Iteration, result: Mapping[str, Any], seconds: Mapping[str, float]
+    args: Any,
+    envs: Environments,
+    agent: Any,
+    iteration: Iteration,
+    result: Mapping[str, Any],
+    seconds: Mapping[str, float],
 ) -> tuple[dict[str, float], list[str]]:
     """The speed report of a run that has trained, as result.json holds it and as lines; see `speed.of_run`."""
     report = speed.of_run(args, envs, agent, iteration, result, seconds)

@@ -6,6 +6,8 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ppo_fast.envs import Environments
+
 # Added to a run's seed for its evaluation: episodes that training has not seen.
 EVAL_SEED = 1_000_000
 
@@ -50,7 +52,7 @@ class Episodes(NamedTuple):
 
 
 @torch.no_grad()
-def play(envs: Any, act: Act, seed: int, max_steps: int = 1_000_000) -> Episodes:
+def play(envs: Environments, act: Act, seed: int, max_steps: int = 1_000_000) -> Episodes:
     """The first episode of each of N freshly reset environments.
 
     One episode per environment, the long ones too: counting episodes as they end would favour the short ones.
@@ -95,7 +97,7 @@ def sampled(agent: Player, generator: torch.Generator) -> Act:
     return act
 
 
-def evaluate(envs: Any, agent: Player, seed: int) -> dict[str, float | int]:
+def evaluate(envs: Environments, agent: Player, seed: int) -> dict[str, float | int]:
     """An agent's figures over one episode of each environment, greedy as "eval/..." and sampled as "eval/sampled_...".
 
     Args:

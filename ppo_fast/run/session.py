@@ -27,7 +27,7 @@ from ppo_fast.algorithm.statistics import Metrics
 from ppo_fast.engine import plan, process
 from ppo_fast.engine.iteration import EXECUTION_KNOWN, Iteration
 from ppo_fast.engine.ranks import Ranks
-from ppo_fast.envs import EnvironmentFault
+from ppo_fast.envs import EnvironmentFault, Environments
 from ppo_fast.run import checkpoint, crash, ending, randomness, readout, resume
 from ppo_fast.run.agent_log import AgentLog, open_log
 from ppo_fast.run.beside import Beside
@@ -138,7 +138,7 @@ class Session:
         self._share = share
         return share
 
-    def start(self, envs: Any, agent: nn.Module) -> plan.Plan:
+    def start(self, envs: Environments, agent: nn.Module) -> plan.Plan:
         """Open the console and the run folder and say what runs; returns how the iterations are to run.
 
         Raises:
@@ -171,7 +171,7 @@ class Session:
         total = args.num_iterations * args.batch_size
         return Console(total, args.quiet, f"ppo_fast {args.env_id}", silent=not self.ranks.is_main)
 
-    def _facts(self, envs: Any, parameters: int, execution: str) -> dict[str, Any]:
+    def _facts(self, envs: Environments, parameters: int, execution: str) -> dict[str, Any]:
         """What config.json holds."""
         args = self.args
         return {
@@ -377,7 +377,7 @@ class Session:
 
     # ---------------------------------------------------------------- the end
 
-    def finish(self, envs: Any, agent: Any, iteration: Iteration) -> dict[str, Any]:
+    def finish(self, envs: Environments, agent: Any, iteration: Iteration) -> dict[str, Any]:
         """Evaluate, film, measure and report what the flags ask for; returns what result.json holds."""
         progress = self.progress
         result: dict[str, Any] = {
@@ -408,7 +408,7 @@ class Session:
         return result
 
     def _look_back(
-        self, result: dict[str, Any], envs: Any, agent: Any, iteration: Iteration, picture: Beside
+        self, result: dict[str, Any], envs: Environments, agent: Any, iteration: Iteration, picture: Beside
     ) -> list[str]:
         """Evaluate, film and measure into `result`; returns lines about the speed."""
         args, device = self.args, self.ranks.device

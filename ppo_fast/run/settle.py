@@ -10,9 +10,6 @@ from ppo_fast.run import find, presets, resume
 from ppo_fast.run.cli import program_of
 from ppo_fast.run.film import render_without_a_display
 
-# What makes a run "one like this" for --resume auto.
-ALIKE = ("env_id", "exp_name", "seed")
-
 
 @dataclass(frozen=True)
 class Beginning:
@@ -38,7 +35,7 @@ def settle(args: Any) -> tuple[Any, Beginning]:
     """
     if args.capture_video:
         render_without_a_display()
-    named = getattr(args, "flags_given", None)
+    named = args.flags_given
     found = _find(args)
     if found is not None:
         origin = resume.origin_of(found, program_of(args))
@@ -61,7 +58,8 @@ def _find(args: Any) -> find.Found | None:
     if not spec:
         return None
     if spec == "auto":
-        return find.unfinished(root, program_of(args), {name: getattr(args, name) for name in ALIKE})
+        alike = {"env_id": args.env_id, "exp_name": args.exp_name, "seed": args.seed}
+        return find.unfinished(root, program_of(args), alike)
     try:
         return find.resolve(spec, root)
     except ValueError as problem:
