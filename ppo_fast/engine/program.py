@@ -1,14 +1,11 @@
-"""What a recorded function did, as data, and two ways of doing it again.
+"""What a recorded function did, as data.
 
 A `Tape` notes every operation that reaches the device, the backward pass included. `program` turns that into a list of
-calls whose tensors are numbered places, and leaves out what repeats nothing but a constant or the same view.
-`interpreted` runs such a program in TorchScript's interpreter, `flat` as a Python function of one line a call: the same
-operations in the same order, so the same numbers, bit for bit.
+calls whose tensors are numbered places, and leaves out what repeats nothing but a constant or the same view. How such a
+program is run stands in backends.py.
 """
 
-import sys
-import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -19,8 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppo_fast.engine.tree import map_tensors, tensors
 
-# What a recording can't hold: a look at numbers, shapes that depend on numbers, random numbers.
-UNFIT = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape, torch.Tag.nondeterministic_seeded}
+# What a recording can't hold: a look at numbers, and shapes that depend on numbers.
+UNFIT = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
+# What a function may return, in nested tuples, lists and dictionaries.
+VISIBLE = (Tensor, bool, int, float, str, torch.dtype, torch.device, type(None))
 # What reads the shape of a tensor, but not its numbers.
 FROM_SHAPES = {torch.ops.aten.ones_like.default, torch.ops.aten.zeros_like.default, torch.ops.aten.full_like.default}
 # Operations that may meet a number. Each makes a tensor of it whenever it is called, and casts that to its own type:
@@ -55,8 +54,11 @@ class Tape(TorchDispatchMode):
 
     Attributes:
         calls: in order. They hold on to their tensors, so that no two of them share an id.
-        unfit: why this can't be replayed, in words; "" if it can.
+        gradients: whether gradients were on in one of them.
+        unfit: why this can't be replayed, as the end of "it ..."; "" if it can.
     """
+
+    supports_higher_order_operators = True  # or torch would raise where there is one
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -65,16 +67,41 @@ class Tape(TorchDispatchMode):
     def __init__(self) -> None:
         super().__init__()
         self.unfit = ""
+        self.gradients = False
         self.calls: list[Call] = []
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        result = func(*args, **(kwargs or {}))
-        # torch says of every index that its shape may depend on numbers, but only that of a mask does.
-        plain_index = func is torch.ops.aten.index.Tensor and all(x.dtype is not torch.bool for x in tensors(args[1]))
-        if UNFIT.intersection(func.tags) and not plain_index:
+        kwargs = kwargs or {}
+        if not isinstance(func, OpOverload):
+            self.unfit = f"calls {func}, which is no single operation"
+            return func(*args, **kwargs)
+        draws = torch.Tag.nondeterministic_seeded in func.tags
+        stream = torch.get_rng_state() if draws else None
+        result = func(*args, **kwargs)
+        if _looks(func, args):
             self.unfit = f"calls {func}, whose result depends on more than shapes"
-        self.calls.append(Call(func, args, kwargs or {}, result))
+        if stream is not None and _drew(stream, [*args, *kwargs.values()]):
+            self.unfit = f"calls {func}, which draws random numbers"
+        self.gradients |= torch.is_grad_enabled()
+        self.calls.append(Call(func, args, kwargs, result))
         return result
+
+
+def _looks(func: OpOverload, args: tuple) -> bool:
+    """Whether the host reads numbers in this operation, or a shape depends on them."""
+    # torch says so of every index, but only a mask does.
+    if func is torch.ops.aten.index.Tensor and all(x.dtype is not torch.bool for x in tensors(args[1])):
+        return False
+    return not UNFIT.isdisjoint(func.tags)
+
+
+def _drew(stream: Tensor, args: list[Any]) -> bool:
+    """Whether an operation that may draw random numbers did; one with dropout, say, does not where that is 0.
+
+    Args:
+        stream: the state of torch's own generator before.
+    """
+    return any(isinstance(x, torch.Generator) for x in args) or not torch.equal(stream, torch.get_rng_state())
 
 
 @dataclass(frozen=True)
@@ -92,10 +119,11 @@ class Program(NamedTuple):
     inputs: list[Place]  # which places these two fill, in this order
     calls: list[Call]
     result: Any  # what the function returned, with places and constants for its tensors
+    gradients: bool  # whether they were on in one of the calls: a few operations, an LSTM's say, do more then
 
     def answers(self) -> list[Place]:
         """The places that are part of the result, in order."""
-        return list(_places(self.result))
+        return list(places_in(self.result))
 
     def filled(self, answers: Sequence[Tensor]) -> Any:
         """The result with the tensors of these places. Constants are copied: the caller may write into them."""
@@ -110,6 +138,7 @@ def program(tape: Tape, args: tuple, result: Any) -> Program:
     """
     if tape.unfit:
         raise Unfit(tape.unfit)
+    _see_through(result)
     lean = _Lean(tape.calls)
     given = list(tensors(args))
     outside: list[Tensor] = []
@@ -133,11 +162,22 @@ def program(tape: Tape, args: tuple, result: Any) -> Program:
         if _touches(call.func, words, named, fixed):
             if call.changes_something:
                 raise Unfit(f"changes a tensor that it was not given, by {call.func._schema.name}")
-            fixed.update(_places(made))
+            fixed.update(places_in(made))
         calls.append(Call(call.func, words, named, made))
     answer = map_tensors(place, result)
     inputs = [places[id(x)] for x in (*given, *outside)]
-    return Program(given, outside, inputs, calls, answer)
+    return Program(given, outside, inputs, calls, answer, tape.gradients)
+
+
+def _see_through(result: Any) -> None:
+    """Raise Unfit where a result may hold tensors that are not seen, which would be those of the recording for ever."""
+    if isinstance(result, dict):
+        result = list(result.values())
+    if isinstance(result, tuple | list):
+        for item in result:
+            _see_through(item)
+    elif not isinstance(result, VISIBLE):
+        raise Unfit(f"returns a {type(result).__name__}, in which tensors are not seen")
 
 
 class _Lean:
@@ -211,19 +251,20 @@ def _touches(func: OpOverload, args: tuple, kwargs: dict[str, Any], fixed: set[P
     arguments = func._schema.arguments
     given = dict(zip((argument.name for argument in arguments), args, strict=False)) | kwargs
     for argument in arguments:
-        if argument.alias_info is not None and fixed.intersection(_places(given.get(argument.name))):
+        if argument.alias_info is not None and fixed.intersection(places_in(given.get(argument.name))):
             return argument.alias_info.is_write or not func._schema.is_mutable
     return False
 
 
-def _places(nest: Any) -> Iterator[Place]:
+def places_in(nest: Any) -> Iterator[Place]:
+    """The places in nested tuples, lists and dictionaries, in order."""
     if isinstance(nest, Place):
         yield nest
     elif isinstance(nest, tuple | list):
         for item in nest:
-            yield from _places(item)
+            yield from places_in(item)
     elif isinstance(nest, dict):
-        yield from _places(list(nest.values()))
+        yield from places_in(list(nest.values()))
 
 
 def _filled(nest: Any, answers: Iterator[Tensor]) -> Any:
@@ -237,138 +278,3 @@ def _filled(nest: Any, answers: Iterator[Tensor]) -> Any:
         items = [_filled(item, answers) for item in nest]
         return getattr(type(nest), "_make", type(nest))(items)
     return nest
-
-
-def _map_places(function: Callable[[Place], Any], nest: Any) -> Any:
-    if isinstance(nest, Place):
-        return function(nest)
-    if isinstance(nest, dict):
-        return {key: _map_places(function, item) for key, item in nest.items()}
-    if isinstance(nest, tuple | list):
-        return type(nest)([_map_places(function, item) for item in nest])
-    return nest
-
-
-# ---------------------------------------------------------------- two ways to do it again
-
-Replay = Callable[..., Sequence[Tensor]]  # of the tensors of a program's inputs: those of its answers
-
-
-def interpreted(program: Program) -> Replay:
-    """In TorchScript's interpreter, which holds no Python lock: threads run side by side.
-
-    The graph lives in a compilation unit of its own, and goes with it: torch.jit.trace would keep it for ever.
-    """
-
-    def run(*inputs: Tensor) -> tuple[Tensor, ...]:
-        values = dict(zip(program.inputs, inputs, strict=True))
-        for call in program.calls:
-            words, named = _map_places(values.__getitem__, (call.args, call.kwargs))
-            values.update(zip(_places(call.result), tensors(call.func(*words, **named)), strict=True))
-        return tuple(values[place] for place in program.answers()) or inputs[:1]
-
-    examples = (*(x.clone() for x in program.given), *program.outside)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch would rather see everything compiled
-        graph, _ = torch._C._create_graph_by_tracing(run, examples, lambda _: "", False, False, None, [])
-    unit = torch._C.CompilationUnit()
-    function: Any = unit.create_function("replay", graph, False)
-    only = len(program.answers()) < 2  # one tensor comes alone
-
-    def replay(*inputs: Tensor) -> Sequence[Tensor]:
-        # What is "optimized" there makes two operations of a product with a bias.
-        with torch.jit.optimized_execution(False):  # pyright: ignore[reportPrivateImportUsage]
-            found = function(*inputs)
-        assert unit is not None  # it owns the function
-        return (found,) if only and isinstance(found, Tensor) else found
-
-    return replay
-
-
-def flat(program: Program) -> Replay:
-    """As a Python function of one line a call, which `source_of` shows. Needs nothing but torch's public operations."""
-    fallbacks: set[int] = set()
-    while True:
-        text, names = source_of(program, fallbacks)
-        exec(compile(text, "<replay>", "exec"), names)  # our own text, made of operations' names
-        replay = names["replay"]
-        inputs = (*(x.clone() for x in program.given), *program.outside)
-        try:
-            replay(*inputs)
-            return replay
-        except TypeError as problem:
-            # torch.<name> takes other arguments than the operation itself, in which line?
-            trace = problem.__traceback__
-            while trace is not None and trace.tb_frame.f_code.co_filename != "<replay>":
-                trace = trace.tb_next
-            if trace is None or trace.tb_lineno - FIRST_CALL in fallbacks:
-                raise
-            fallbacks.add(trace.tb_lineno - FIRST_CALL)
-
-
-FIRST_CALL = 3  # line of the source
-
-
-def source_of(program: Program, fallbacks: set[int] | None = None) -> tuple[str, dict[str, Any]]:
-    """The program as Python source, and the objects that its names stand for.
-
-    Args:
-        fallbacks: numbers of calls that the quicker torch.<name> does not take.
-    """
-    guard = getattr(torch._C, "_AutoDispatchBelowAutograd", torch.no_grad)
-    names: dict[str, Any] = {"below_autograd": guard}
-    last_use: dict[Place, int] = {}
-    for index, call in enumerate(program.calls):
-        last_use.update(dict.fromkeys(_places([call.args, call.kwargs, call.result]), index))
-    kept = {*program.answers(), *program.inputs}
-    lines = []
-    for index, call in enumerate(program.calls):
-        function = _function_of(call, names, index in (fallbacks or ()))
-        words = [_word(x, names) for x in call.args] + [f"{key}={_word(x, names)}" for key, x in call.kwargs.items()]
-        freed = [place for place, last in last_use.items() if last == index and place not in kept]
-        free = "".join(f"; {_name(place)} = None" for place in freed)
-        lines.append(f"        {_targets(call.result)} = {function}({', '.join(words)}){free}")
-    arguments = ", ".join(_name(place) for place in program.inputs)
-    answers = ", ".join(_name(place) for place in program.answers())
-    body = "\n".join(lines) or "        pass"
-    return f"def replay({arguments}):\n    with below_autograd():\n{body}\n    return [{answers}]\n", names
-
-
-def _targets(result: Any) -> str:
-    """What stands to the left of a call. Several results come as a tuple or list, some of them maybe None."""
-    if isinstance(result, Place):
-        return _name(result)
-    if isinstance(result, tuple | list) and result:
-        return ", ".join(_name(x) if isinstance(x, Place) else "_" for x in result) + ","
-    return "_"
-
-
-def _function_of(call: Call, names: dict[str, Any], as_operation: bool) -> str:
-    """The name of what does it: torch.<name> where there is one, which is called quicker than the operation."""
-    base = call.func._schema.name.removeprefix("aten::")
-    quick = None if as_operation else getattr(torch._C._VariableFunctions, base, None)
-    name = f"{base}_{call.func._overloadname}" if quick is None else base
-    names[name] = call.func._op if quick is None else quick
-    return name
-
-
-def _name(place: Place) -> str:
-    return f"x{place.index}"
-
-
-def _word(x: Any, names: dict[str, Any]) -> str:
-    """An argument in Python's words."""
-    if isinstance(x, Place):
-        return _name(x)
-    if isinstance(x, list | tuple):
-        return "[" + ", ".join(_word(item, names) for item in x) + "]"
-    if x is None or isinstance(x, bool | int | str) or (isinstance(x, float) and abs(x) < float("inf")):
-        return repr(x)
-    name = f"constant{len(names)}"
-    names[name] = x
-    return name
-
-
-def backend() -> Callable[[Program], Replay]:
-    """The quicker one of this Python: TorchScript's interpreter before 3.14, which it does not support."""
-    return interpreted if sys.version_info < (3, 14) else flat

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ppo_fast.engine import program
+from ppo_fast.engine import backends
+from ppo_fast.engine.program import Program, Tape, program
 from ppo_fast.engine.tree import map_tensors, tensors
 from ppo_fast.names import first_line
 
@@ -31,9 +32,11 @@ def shapes(args: Iterable[Any]) -> tuple:
         elif isinstance(x, tuple | list):
             key.append(shapes(x))
         elif isinstance(x, dict):
-            key.append(shapes(x.values()))
-        elif x is None or isinstance(x, float | int):
-            key.append(x)
+            key.append((*x, *shapes(x.values())))
+        elif x is None:
+            key.append(None)
+        elif isinstance(x, float | int):
+            key.append((type(x), x))  # 1, 1.0 and True are equal, and make other types
     return tuple(key)
 
 
@@ -41,7 +44,7 @@ class Recorded:
     """A function of tensors that is replayed after its first calls.
 
     On a CPU an eager operation on a few rows costs more in Python, argument parsing and autograd than in its numbers.
-    The same operations in the same order, backward pass included, run without that (ppo_fast.engine.program). Nothing
+    The same operations in the same order, backward pass included, run without that (program.py, backends.py). Nothing
     is fused or rewritten, so the numbers are the eager function's.
 
     The first call runs the function and records, the second runs both and compares, the third replays; later calls
@@ -57,11 +60,11 @@ class Recorded:
         unfit: why it is called as it is, as the end of "it ..."; "" while it is replayed.
     """
 
-    def __init__(self, function: Callable[..., Any], backend: Callable[..., program.Replay] | None = None) -> None:
+    def __init__(self, function: Callable[..., Any], backend: backends.Backend | None = None) -> None:
         self.function = function
         self.unfit = ""
         self.lock = threading.RLock()
-        self._backend = backend or program.backend()
+        self._backend = backend or backends.quickest
         self._ways: dict[tuple, Callable[..., Any]] = {}
 
     @property
@@ -81,11 +84,11 @@ class Recorded:
                 return self._ways[key](*args)
             # Under names of their own, so that what is given twice, or also read from elsewhere, counts as what it is.
             args = map_tensors(torch.detach, args)
-            tape = program.Tape()
+            tape = Tape()
             with tape:
                 result = self.function(*args)
             try:
-                recorded = program.program(tape, args, result)
+                recorded = program(tape, args, result)
                 self._ways[key] = _Replay(self, recorded, self._backend(recorded), key)
             except Exception as problem:  # whatever an operation of somebody's environment has against it
                 self.give_up(key, first_line(problem))
@@ -105,7 +108,7 @@ class Recorded:
 class _Replay:
     """What repeats a function for one set of shapes."""
 
-    def __init__(self, owner: Recorded, recorded: program.Program, run: program.Replay, key: tuple) -> None:
+    def __init__(self, owner: Recorded, recorded: Program, run: backends.Replay, key: tuple) -> None:
         self.owner = owner
         self.program = recorded
         self.run = run
@@ -114,8 +117,9 @@ class _Replay:
         self.compared = False
 
     def __call__(self, *args: Any) -> Any:
-        self.calls += 1
-        if not self.compared or self.calls in COMPARED:
+        calls = self.calls + 1  # of its own: other threads count, too
+        self.calls = calls
+        if not self.compared or calls in COMPARED:
             return self._compare(*args)
         return self.program.filled(self.run(*tensors(args), *self.program.outside))
 
@@ -139,12 +143,15 @@ class _Replay:
 
 
 def _close(found: Any, wanted: Any) -> bool:
-    """Whether two nests of tensors agree."""
-    pairs = list(zip(tensors(found), tensors(wanted), strict=False))
-    if len(pairs) != len(list(tensors(wanted))):
-        return False
-    return all(_agree(x, y) for x, y in pairs)
+    """Whether two nests of tensors, and of whatever else stands in them, agree."""
+    if isinstance(wanted, Tensor):
+        return isinstance(found, Tensor) and _agree(found, wanted)
+    if isinstance(wanted, dict):
+        return _close(list(found.items()), list(wanted.items()))
+    if isinstance(wanted, tuple | list):
+        return len(found) == len(wanted) and all(_close(x, y) for x, y in zip(found, wanted, strict=True))
+    return found is wanted or found == wanted
 
 
 def _agree(x: Tensor, y: Tensor) -> bool:
-    return x.shape == y.shape and torch.allclose(x, y, **CLOSE)
+    return x.shape == y.shape and x.dtype == y.dtype and torch.allclose(x, y, **CLOSE)

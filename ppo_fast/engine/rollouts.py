@@ -5,7 +5,7 @@ recorded. Environments on the host step themselves, and only the policy's part i
 """
 
 from collections.abc import Callable
-from functools import partial
+from functools import partial, wraps
 from typing import Any
 
 import torch
@@ -55,7 +55,7 @@ class Rollouts:
         self._collect = collect
         self._crew = crew
         self._chunk = wrap(in_place(collect)) if envs.pure else None
-        self._actor = agent if envs.pure else Acting(agent, wrap(type(agent).act))  # pyright: ignore[reportArgumentType]
+        self._actor = agent if envs.pure else Acting(agent, wrap(type(agent).act))  # pyright: ignore[reportAttributeAccessIssue]
 
     @torch.no_grad()
     def collect(self, noise: Any) -> None:
@@ -116,6 +116,7 @@ class Acting:
 def in_place(collect: Collect) -> Callable[[Any, Any, Any, Any, Any], None]:
     """`collect` as a function that moves the carry on and writes the rollout where it is to be."""
 
+    @wraps(collect)  # its name is told where it can't be recorded
     def collected(agent: Any, envs: Any, carry: Any, rollout: Any, noise: Any) -> None:
         after, rows = collect(agent, envs, carry, noise)
         assign((carry, rollout), (after, rows))

@@ -26,7 +26,7 @@ def map_tensors(function: Callable[[Tensor], Any], nest: Nest) -> Nest:
     if isinstance(nest, tuple):
         items = [map_tensors(function, item) for item in nest]
         make = getattr(type(nest), "_make", tuple)  # of a named tuple
-        return make(items)
+        return make(items)  # pyright: ignore[reportReturnType]
     if isinstance(nest, list):
         return [map_tensors(function, item) for item in nest]  # pyright: ignore[reportReturnType]
     if isinstance(nest, dict):
