@@ -3,8 +3,8 @@
     python -m benchmarks.pace --against HEAD~1               # every case; some 15 minutes, on an otherwise idle machine
     python -m benchmarks.pace --against v0.1 --only sync --rounds 9
 
-For a change that may cost no speed. Each round runs a case once with the other commit's code and once with this tree's,
-in changing order; its ratio is above 1 where this tree is faster. What is told is the median ratio, the smallest and the
+For a change that may cost no speed. Each round runs a case once with the other commit's code and once with this one's,
+in changing order; its ratio is above 1 where this tree is faster. What is told is the median ratio, the least and the
 largest. Steps per second are those of result.json; seconds are from the start of the process to its end, or of an
 import. Compiled cases run once on each side beforehand, to fill the compiler's cache.
 """

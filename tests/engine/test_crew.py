@@ -12,7 +12,8 @@ from typing import Any
 
 import pytest
 import torch
-from test_fast_path import Graphs, assert_same_run, built, counted_graphs, run, small
+from iterations import Built, Ran, built, run, small
+from test_fast_path import Graphs, assert_same_run, counted_graphs
 from victims import wait_until
 
 from ppo_fast.engine import crew
@@ -39,7 +40,7 @@ def two_threads() -> Iterator[None]:
 
 def crew_of(threads: int, started: bool = True) -> Crew:
     torch.set_num_threads(threads)
-    made = Crew(CPU, compiled=True)
+    made = Crew(CPU, parallel=True)
     torch.set_num_threads(2)
     made.started = started
     return made
@@ -72,19 +73,9 @@ def test_a_part_for_each_thread_that_gets_enough(threads: int, rows: int, few: i
 
 def test_a_gpu_and_what_is_not_compiled_have_one_thread() -> None:
     torch.set_num_threads(4)
-    assert Crew(CPU, compiled=True).threads == 4
-    for alone in (Crew(CPU, compiled=False), Crew(torch.device("cuda"), compiled=True)):
+    assert Crew(CPU, parallel=True).threads == 4
+    for alone in (Crew(CPU, parallel=False), Crew(torch.device("cuda"), parallel=True)):
         assert alone.threads == 1 and alone.sizes(10_000, 1) == [10_000]
-
-
-def test_lanes_are_views_in_order() -> None:
-    state, rollout = torch.arange(10.0).view(5, 2), torch.arange(40).view(4, 5, 2)
-    first, second = crew.lanes([3, 2], 0, (state, state[:, 0]))
-    assert [x.shape for x in (*first, *second)] == [(3, 2), (3,), (2, 2), (2,)]
-    assert torch.equal(torch.cat([first[0], second[0]]), state)
-    for lane, value in zip(crew.lanes([3, 2], 1, (rollout,)), (-1, -2), strict=True):
-        lane[0].fill_(value)
-    assert (rollout[:, :3] == -1).all() and (rollout[:, 3:] == -2).all()
 
 
 # ---------------------------------------------------------------- calls
@@ -102,7 +93,6 @@ def test_results_come_in_the_order_of_the_calls() -> None:
     for count in (4, 2, 3, 4):
         assert one([(i, count) for i in range(count)]) == list(range(count))
         assert other([(i,) for i in range(count)]) == [-i for i in range(count)]
-    assert crew.in_turn(slow)([(i, 4) for i in range(4)]) == [0, 1, 2, 3]
 
 
 def test_calls_run_at_the_same_time() -> None:
@@ -278,20 +268,20 @@ RUNS: dict[str, dict[str, Any]] = {
     # Junk rows, unlike many in the two parts of a minibatch.
     "masked": {**LARGE, "num_envs": 32, "num_steps": 32, "env_id": "odd_envs:NextStep-v0"},
 }
-# A chunk of a lane's rollout or one policy step; the values of 5 and 4 of 9 observations; the shuffled epoch; the
-# gradient of a part; the step. Of the masked run values of 17 and 16. Of the uneven one lanes of 132 and 131
-# environments; values of 3 and 3 observations; gradients of 329 rows that are a half, of 329 that are more and of 328
-# that are less, the first of which dynamo analyses twice, because observations are normalised.
-GRAPHS = {"even": 6, "uneven": 9, "masked": 6}
 
 
-def from_the_start(learner: Any, iteration: Any, start: dict[str, Any], args: Any) -> tuple[torch.Tensor, ...]:
-    """Metrics and parameters of four iterations, where they are NaN a number that can be compared."""
-    iteration.load(start)
-    if iteration.restart is not None:
-        iteration.restart(args.seed)
-    metrics, theta = run(learner, iteration, 4, args)
-    return metrics.nan_to_num(7e7), theta
+def from_the_start(built: Built, start: dict[str, Any], args: Any) -> Ran:
+    """Four iterations from a state that was saved."""
+    built.iteration.load(start)
+    if built.iteration.restart is not None:
+        built.iteration.restart(args.seed)
+    return run(built, 4, args)
+
+
+def assert_equal(one: Ran, other: Ran) -> None:
+    """The same bits."""
+    assert torch.equal(one.theta, other.theta)
+    assert repr(one.metrics) == repr(other.metrics)  # NaN, too
 
 
 @pytest.mark.parametrize("name", RUNS)
@@ -301,20 +291,33 @@ def test_two_threads_learn_what_one_does(graphs: Graphs, name: str) -> None:
     args = small(**RUNS[name])
     args.total_timesteps = args.batch_size * 10
     before = hired()
-    learner, iteration = built(args, fast=True)
-    assert iteration.crew.threads == 2 and iteration.crew.started and hired() == before
-    assert graphs.frame_count == GRAPHS[name]
-    asked, start = graphs.asked, iteration.saved()
+    fast = built(args, "compiled")
+    assert hired() == before, "nothing runs side by side while it compiles"
+    compiled = graphs.frame_count
+    asked, start = graphs.asked, fast.iteration.saved()
     with torch.compiler.set_stance("fail_on_recompile"):
-        fast = run(learner, iteration, 4, args)
-        first = from_the_start(learner, iteration, start, args)
-        again = from_the_start(learner, iteration, start, args)
-    assert graphs.asked == asked
+        ran = run(fast, 4, args)
+        first = from_the_start(fast, start, args)
+        again = from_the_start(fast, start, args)
+    assert graphs.asked == asked and graphs.frame_count == compiled
     assert len(hired() - before) == 1
-    for one, other in zip(first, again, strict=True):
-        assert torch.equal(one, other)
-    assert torch.equal(first[1], fast[1])
-    assert_same_run(args, fast, run(*built(args), 4, args))
+    assert_equal(first, again)
+    assert torch.equal(first.theta, ran.theta)
+    assert_same_run(args, ran, run(built(args), 4, args))
+
+
+def test_two_threads_replay_what_one_does() -> None:
+    """Recordings are made by one thread and replayed by two: from the same state the same bits."""
+    args = small(**LARGE)
+    args.total_timesteps = args.batch_size * 10
+    before = hired()
+    fast = built(args, "recorded")
+    start = fast.iteration.saved()
+    ran = run(fast, 4, args)
+    assert fast.engine.report() == ("recorded, 5 of 5 functions", [])
+    assert len(hired() - before) == 1
+    assert_equal(from_the_start(fast, start, args), from_the_start(fast, start, args))
+    assert_same_run(args, ran, run(built(args), 4, args))
 
 
 @pytest.mark.slow
@@ -324,9 +327,9 @@ def test_two_threads_learn_what_one_does_with_the_real_compiler() -> None:
     torch.compiler.reset()
     args = small(**{**LARGE, "num_envs": 515, "num_steps": 2})
     args.total_timesteps = args.batch_size * 10
-    learner, iteration = built(args, fast=True)
-    start = iteration.saved()
-    fast = run(learner, iteration, 4, args)
+    fast = built(args, "compiled")
+    start = fast.iteration.saved()
+    ran = run(fast, 4, args)
     for _ in range(100):
-        assert torch.equal(from_the_start(learner, iteration, start, args)[1], fast[1])
-    assert_same_run(args, fast, run(*built(args), 4, args))
+        assert torch.equal(from_the_start(fast, start, args).theta, ran.theta)
+    assert_same_run(args, ran, run(built(args), 4, args))
