@@ -3,10 +3,11 @@
     python -m ppo_fast.train --num-envs 64
     python -m ppo_fast.train --env-id Acrobot-v1 --seed 3 --track --wandb-mode offline
 
-The algorithm is written eagerly, in the order in which it happens: collect, advantages, loss, descend, learn. How its
-functions run (recorded, compiled, captured in CUDA graphs, on threads, in several processes) is the engine's business;
-the block *Executables* hands them over. Letters: T steps, N envs, B = T·N, M minibatch, S observation shape, A action
-dimensions, P parameters, H outputs of the policy network.
+The algorithm is written eagerly, in the order in which it happens: collect, advantages, loss, descend, epochs, learn;
+`train` at the end loops over collect and learn. How these functions run (recorded, compiled, in CUDA graphs, on
+threads, in several processes) is the engine's business; the block *Executables* hands them over. Letters: T steps,
+N envs, B = T·N, M minibatch, S observation shape, A action dimensions, K discrete actions, P parameters, H policy
+outputs.
 
 Under torchrun each process has N / processes environments and its own rows of every minibatch. What they add up
 is marked by `reduce`, a sum over processes: gradients, the advantages' mean and deviation, the normalisers'
@@ -210,6 +211,23 @@ class Batch(NamedTuple):
     valid: Tensor | None  # (B,) bool; None where all rows are valid
 
 
+class Episodes(NamedTuple):
+    """Of the episodes that go on: what they gave so far."""
+
+    returns: Tensor  # (N,) float64
+    lengths: Tensor  # (N,) int64
+
+
+class Executables(NamedTuple):
+    """The functions below as the engine runs them. Each does what the one of its name does."""
+
+    value: Callable[[Tensor], Tensor]  # Agent.value
+    shuffled: Callable[[Batch, Tensor], Batch]
+    gradient: Callable[[Batch], tuple[Tensor, Statistics]]  # of `loss` by all parameters (P,), and what is logged
+    descend: Callable[[Learner, Tensor, Tensor], Tensor]
+    reduce: Callable[[Tensor], Tensor] | None  # sum over the processes of torchrun; None where there is one
+
+
 def collect(agent: Agent, envs: environments.Environments, carry: Carry, noise: Noise) -> tuple[Carry, Rollout]:
     """T steps of N environments: where they stand then, and what they gave."""
     state, obs = carry
@@ -217,36 +235,27 @@ def collect(agent: Agent, envs: environments.Environments, carry: Carry, noise: 
     for action_noise, env_noise in zip(noise.action.unbind(), noise.env.unbind(), strict=True):
         action, outputs = agent.act(obs, action_noise)
         state, step = envs.advance(state, action, env_noise)
-        ends = (step.terminated, step.truncated, step.final_obs, step.valid)
-        steps.append((obs, action, outputs, step.reward, *ends))
+        result = (step.reward, step.terminated, step.truncated, step.final_obs, step.valid)
+        steps.append((obs, action, outputs, *result))
         obs = step.obs  # where an episode ended, the first one of the next
-    columns = [None if column[0] is None else torch.stack(column) for column in zip(*steps, strict=True)]
-    all_obs, actions, all_outputs, *results = columns
+    all_obs, actions, all_outputs, *results = ppo.stacked(steps)  # (T, N, ...) each
     log_prob = agent.head.log_prob(all_outputs, actions)  # of all steps at once: the policy has not changed
     return Carry(state, obs), Rollout(all_obs, actions, log_prob, *results)
 
 
-class Executables(NamedTuple):
-    """The functions of an iteration as the engine runs them. Each does what the one of its name does here."""
-
-    value: Callable[[Tensor], Tensor]  # Agent.value
-    shuffled: Callable[[Batch, Tensor], Batch]
-    gradient: Callable[[Batch], tuple[Tensor, Statistics]]  # of `loss` by all parameters: (P,)
-    descend: Callable[[Learner, Tensor, Tensor], Tensor]
-    reduce: Callable[[Tensor], Tensor] | None  # sum over the processes of torchrun; None where there is one
-
-
-def advantages(agent: Agent, args: Args, learner: Learner, rollout: Rollout, obs: Tensor, run: Executables) -> Batch:
-    """What the updates learn from. `obs` (N, *S) follows after the rollout."""
-    values = run.value(torch.cat([rollout.obs, obs[None]]))  # (T + 1, N)
+def advantages(
+    args: Args, agent: Agent, learner: Learner, rollout: Rollout, next_obs: Tensor, prepared: Executables
+) -> Batch:
+    """What the updates learn from. `next_obs` (N, *S) follows after the rollout."""
+    values = prepared.value(torch.cat([rollout.obs, next_obs[None]]))  # (T + 1, N)
     value, next_value = values[:-1], values[1:]
     # A NaN or an infinity in any process: no update and no statistic of this iteration changes anything.
-    learner.sound.copy_(ppo.all_finite(rollout.obs, rollout.reward, values, reduce=run.reduce))
+    learner.sound.copy_(ppo.all_finite(rollout.obs, rollout.reward, values, reduce=prepared.reduce))
     learner.active.copy_(learner.sound)
 
     reward, done = rollout.reward, rollout.terminated | rollout.truncated
     if agent.normalize_reward is not None:
-        reward = agent.normalize_reward.update_(reward, done, rollout.valid, learner.sound, run.reduce)
+        reward = agent.normalize_reward.update_(reward, done, rollout.valid, learner.sound, prepared.reduce)
     # Where an episode was cut off, the value that follows is that of its own last observation, not of the next reset.
     # Where it terminated, nothing follows, which gae knows.
     cut = rollout.truncated & ~rollout.terminated
@@ -267,25 +276,25 @@ def shuffled(args: Args, reduce: Callable[[Tensor], Tensor] | None, batch: Batch
     return batch
 
 
-def loss(agent: Agent, args: Args, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+def loss(agent: Agent, args: Args, minibatch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """PPO's loss on one minibatch (M rows), and the numbers to log of it, which appear as losses/<name>.
 
     The loss and each number has to be a mean over the valid rows: large minibatches are worked through in parts.
     """
-    log_prob, entropy, value = agent(batch.obs, batch.action)
-    log_ratio = log_prob - batch.log_prob
+    log_prob, entropy, value = agent(minibatch.obs, minibatch.action)
+    log_ratio = log_prob - minibatch.log_prob
     ratio = log_ratio.exp()
-    policy_loss = ppo.policy_loss(ratio, batch.advantage, args.clip_coef, batch.valid)
+    policy_loss = ppo.policy_loss(ratio, minibatch.advantage, args.clip_coef, minibatch.valid)
     clip_vloss = args.clip_coef if args.clip_vloss else None
-    value_loss = ppo.value_loss(value, batch.value, batch.returns, clip_vloss, batch.valid)
-    entropy = ppo.masked_mean(entropy, batch.valid)
+    value_loss = ppo.value_loss(value, minibatch.value, minibatch.returns, clip_vloss, minibatch.valid)
+    entropy = ppo.masked_mean(entropy, minibatch.valid)
     statistics = {
         "policy_loss": policy_loss,
         "value_loss": value_loss,
         "entropy": entropy,
-        "old_approx_kl": ppo.approx_kl(log_ratio.detach(), "k1", batch.valid),
-        "approx_kl": ppo.approx_kl(log_ratio.detach(), "k3", batch.valid),
-        "clipfrac": ppo.clip_fraction(ratio.detach(), args.clip_coef, batch.valid),
+        "old_approx_kl": ppo.approx_kl(log_ratio.detach(), "k1", minibatch.valid),
+        "approx_kl": ppo.approx_kl(log_ratio.detach(), "k3", minibatch.valid),
+        "clipfrac": ppo.clip_fraction(ratio.detach(), args.clip_coef, minibatch.valid),
     }
     return policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy, statistics
 
@@ -302,18 +311,20 @@ def descend(args: Args, learner: Learner, gradient: Tensor, losses: Tensor) -> T
     return norm
 
 
-def learn(args: Args, learner: Learner, batch: Batch, draw: torch.Generator, run: Executables) -> dict[str, Tensor]:
-    """K epochs of shuffled minibatches; returns the mean of what was logged over the updates that were made."""
+def epochs(
+    args: Args, learner: Learner, batch: Batch, draw: torch.Generator, prepared: Executables
+) -> dict[str, Tensor]:
+    """K passes over the batch in shuffled minibatches; the mean of what was logged, over the updates that were made."""
     made = Means()
     sizes = ppo.even_sizes(args.batch_size, args.num_minibatches)
     for _ in range(args.update_epochs):
         order = torch.randperm(args.batch_size, generator=draw, device=draw.device)
-        for minibatch in ppo.split(run.shuffled(batch, order), sizes):  # every row once
+        for minibatch in ppo.split(prepared.shuffled(batch, order), sizes):  # every row once
             active = learner.active.float()
-            gradient, losses = run.gradient(minibatch)  # loss, backward
-            grad_norm = run.descend(learner, gradient, losses.values)  # clip, Adam
+            gradient, losses = prepared.gradient(minibatch)  # loss, backward
+            grad_norm = prepared.descend(learner, gradient, losses.values)  # clip, Adam
             made.add(losses, weight=active, grad_norm=grad_norm)
-        approx_kl = losses["approx_kl"]
+        approx_kl = losses["approx_kl"]  # of the epoch's last minibatch
         if args.lr_schedule == "kl" and len(made) > 1:  # before the first update it is 0, or a rounding
             adapt_(learner, approx_kl, args.desired_kl)
         if args.target_kl is not None:
@@ -324,23 +335,57 @@ def learn(args: Args, learner: Learner, batch: Batch, draw: torch.Generator, run
     return made.mean()
 
 
+def learn(
+    args: Args,
+    agent: Agent,
+    learner: Learner,
+    rollout: Rollout,
+    next_obs: Tensor,
+    episodes: Episodes,
+    draw: torch.Generator,
+    prepared: Executables,
+) -> tuple[Batch, Metrics]:
+    """Advantages, epochs, and what is logged of the iteration; moves learner, normalisers and `episodes` on."""
+    batch = advantages(args, agent, learner, rollout, next_obs, prepared)
+    losses = epochs(args, learner, batch, draw, prepared)
+    losses["explained_variance"] = ppo.explained_variance(batch.value, batch.returns, batch.valid)
+    if agent.normalize_obs is not None:
+        # After the updates, so that the policy which was updated is the one that acted: its first ratio is 1.
+        agent.normalize_obs.update_(agent.inputs(rollout.obs), rollout.valid, learner.sound, prepared.reduce)
+
+    done = rollout.terminated | rollout.truncated
+    ended = episode_stats(rollout.reward, done, rollout.valid, *episodes)
+    episodes.returns.copy_(ended.carry_return)
+    episodes.lengths.copy_(ended.carry_length)
+    means = {f"losses/{name}": x for name, x in losses.items()}
+    means["charts/learning_rate"] = learner.learning_rate
+    sums = {
+        "returns": ended.return_sum,  # of the episodes that ended
+        "lengths": ended.length_sum,
+        "episodes": ended.count,
+        "steps": torch.ones_like(done).sum() if rollout.valid is None else rollout.valid.sum(),
+        "broken": ~learner.sound,
+    }
+    return batch, Metrics(means, sums)
+
+
 def make_iteration(
     args: Args, envs: environments.Environments, agent: Agent, learner: Learner, engine: Engine
 ) -> Iteration:
     """One iteration in two halves, iteration.collect() and iteration.learn(), as the engine runs them."""
-    draw = torch.Generator(engine.device).manual_seed(args.seed)
+    draw = torch.Generator(engine.device).manual_seed(args.seed)  # of actions and minibatches
     obs = envs.reset(seed=args.seed)[0].clone()
-    carry = Carry(envs.state, obs)
-    episode_return = torch.zeros(
-        args.num_envs, dtype=torch.float64, device=engine.device
-    )  # so far, of those that go on
-    episode_length = torch.zeros(args.num_envs, dtype=torch.int64, device=engine.device)
+    carry = Carry(envs.state, obs)  # moved on in place by every rollout
+    episodes = Episodes(
+        returns=torch.zeros(args.num_envs, dtype=torch.float64, device=engine.device),
+        lengths=torch.zeros(args.num_envs, dtype=torch.int64, device=engine.device),
+    )
 
     # Executables: here, and only here, functions are handed to the engine, to run as they are, recorded, compiled or in
     # CUDA graphs. A function may change the tensors among its arguments in place and nothing else; what it reads
     # besides, such as args, has to stay as it is.
     rollouts = engine.rollouts(collect, agent, envs, carry, args.num_steps)
-    run = Executables(
+    prepared = Executables(
         value=engine.in_parts(Agent.value, agent),
         shuffled=engine.function(shuffled, args, engine.reduce),
         gradient=engine.gradient(loss, agent, args, learner.theta),
@@ -349,41 +394,24 @@ def make_iteration(
     )
 
     def collect_half() -> None:
-        noise = agent.head.draw_noise((args.num_steps, args.num_envs), draw)
-        rollouts.collect(Noise(noise, envs.draw_noise(args.num_steps)))
+        action_noise = agent.head.draw_noise((args.num_steps, args.num_envs), draw)
+        rollouts.collect(Noise(action_noise, envs.draw_noise(args.num_steps)))
 
     def learn_half() -> Metrics:
         rollout = rollouts.rollout
-        batch = advantages(agent, args, learner, rollout, carry.obs, run)
+        batch, metrics = learn(args, agent, learner, rollout, carry.obs, episodes, draw, prepared)
         engine.show(advantage=batch.advantage.view_as(rollout.reward))  # to --verify, and in a crash file
-        losses = learn(args, learner, batch, draw, run)
-        losses["explained_variance"] = ppo.explained_variance(batch.value, batch.returns, batch.valid)
-        if agent.normalize_obs is not None:  # after the updates: they are of the policy that acted
-            inputs = agent.inputs(rollout.obs)
-            agent.normalize_obs.update_(inputs, rollout.valid, learner.sound, engine.reduce)
-        done = rollout.terminated | rollout.truncated
-        steps = torch.full_like(episode_length[0], args.batch_size) if rollout.valid is None else rollout.valid.sum()
-        episodes = episode_stats(rollout.reward, done, rollout.valid, episode_return, episode_length)
-        episode_return.copy_(episodes.carry_return)
-        episode_length.copy_(episodes.carry_length)
-        return Metrics(
-            means={f"losses/{name}": x for name, x in losses.items()} | {"charts/learning_rate": learner.learning_rate},
-            sums={
-                "returns": episodes.return_sum,
-                "lengths": episodes.length_sum,
-                "episodes": episodes.count,
-                "steps": steps,
-                "broken": ~learner.sound,
-            },
-        )
+        return metrics
 
     def restart(seed: int | None) -> None:
         obs.copy_(envs.restart() if seed is None else envs.reset(seed=seed)[0])
 
-    state = train_state(agent, learner, carry, carry_return=episode_return, carry_length=episode_length)
-    if envs.pure:  # its state is part of `carry`, and its noise comes from a generator on the device
-        return engine.iteration(collect_half, learn_half, state, [draw, envs.generator], None, args.seed)
-    return engine.iteration(collect_half, learn_half, state, [draw], restart, args.seed)
+    state = train_state(agent, learner, carry, carry_return=episodes.returns, carry_length=episodes.lengths)
+    generators = [draw] if envs.generator is None else [draw, envs.generator]
+    # Tensor environments go on from their state, which is part of `carry`; those on the host can only begin anew.
+    return engine.iteration(
+        collect_half, learn_half, state, generators, restart=None if envs.pure else restart, seed=args.seed
+    )
 
 
 def setup(args: Args, device: torch.device) -> tuple[environments.Environments, Agent, Learner]:
@@ -393,26 +421,33 @@ def setup(args: Args, device: torch.device) -> tuple[environments.Environments, 
     return envs, agent, new_learner(flatten_parameters(agent), args.learning_rate)
 
 
+def scheduled_rate(args: Args, iteration: int) -> float:
+    """The learning rate of an iteration, counted from 0, where it is constant or falls linearly to 0."""
+    if args.lr_schedule == "linear" and args.anneal_lr:
+        return args.learning_rate * (1.0 - iteration / args.num_iterations)
+    return args.learning_rate
+
+
 def train(args: Args, watch: Stopwatch | None = None) -> dict[str, Any]:
     """Train, evaluate, leave a run folder; returns what result.json holds. A flag that can't work is a ValueError."""
-    args, origin = session.settle(args)
+    args, beginning = session.settle(args)
     args.check()
     device = process.prepare(args)
     if args.verify:
         return session.compare_paths(args, setup, make_iteration, device)
-    with ranks.init(device) as group, session.Session(args, group, origin, watch) as run:
+    with ranks.init(device) as group, session.Session(args, group, beginning, watch) as run:
         own = run.share(args)  # the flags of this process: its part of the environments, a seed of its own
         envs, agent, learner = setup(own, group.device)
         group.broadcast_(learner.theta)
         engine = Engine(own, group, run.start(envs, agent).mode)
         iteration = make_iteration(own, envs, agent, learner, engine)
         for i in run.iterations(iteration):
-            if args.lr_schedule != "kl":
-                left = 1.0 - i / args.num_iterations if args.lr_schedule == "linear" and args.anneal_lr else 1.0
-                learner.learning_rate.fill_(args.learning_rate * run.rate_factor * left)
+            if args.lr_schedule != "kl":  # which adapts it after every epoch
+                learner.learning_rate.fill_(scheduled_rate(args, i) * run.rate_factor)
             with run.environment_faults(iteration):  # one that dies is started again, or the run is saved and stops
                 iteration.collect()
-                run.record(iteration, iteration.learn())
+                metrics = iteration.learn()
+                run.record(iteration, metrics)
         return run.finish(envs, agent, iteration)
 
 

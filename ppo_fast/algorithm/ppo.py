@@ -7,7 +7,7 @@ junk reset rows of a NEXT_STEP environment out of every loss and every statistic
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -205,6 +205,11 @@ def explained_variance(value: Tensor, returns: Tensor, valid: Tensor | None = No
     return_variance = variance(returns)
     ratio = variance(returns - value) / return_variance
     return torch.where(return_variance > 0, 1.0 - ratio, torch.nan)
+
+
+def stacked(rows: Sequence[tuple[Tensor | None, ...]]) -> list[Any]:
+    """The columns of T rows of tensors, each stacked to (T, ...); None where the rows have None."""
+    return [None if column[0] is None else torch.stack(column) for column in zip(*rows, strict=True)]
 
 
 def even_sizes(rows: int, parts: int) -> list[int]:

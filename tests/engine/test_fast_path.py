@@ -302,7 +302,7 @@ class RolledOut:
         with torch.no_grad():
             noise = train.Noise(noise, self.envs.draw_noise(args.num_steps))
             carry, self.rollout = train.collect(self.agent, self.envs, carry, noise)
-            self.batch = train.advantages(self.agent, args, self.learner, self.rollout, carry.obs, self.run)
+            self.batch = train.advantages(args, self.agent, self.learner, self.rollout, carry.obs, self.run)
 
     def executables(self, args=None, learner=None, parts=1):
         """The functions of an iteration as they are written."""
@@ -514,7 +514,7 @@ def test_early_stop(monkeypatch, gpu):
 
         with torch.no_grad():
             draw = torch.Generator().manual_seed(0)
-            means = train.learn(changed, run.learner, run.batch, draw, functions._replace(gradient=gradient))
+            means = train.epochs(changed, run.learner, run.batch, draw, functions._replace(gradient=gradient))
         return copied(run.learner), means, calls
 
     limited, means, calls = learned(target_kl=1e-6)
@@ -549,7 +549,7 @@ def test_every_row_is_learned_from_once_an_epoch(batch, count):
         descend=partial(train.descend, args),
         reduce=None,
     )
-    train.learn(args, learner, Batch(*[rows] * 6, None), draw, functions)
+    train.epochs(args, learner, Batch(*[rows] * 6, None), draw, functions)
     assert all(torch.equal(column, minibatch.obs) for minibatch in seen for column in minibatch[:-1])
     epochs = torch.cat([minibatch.obs for minibatch in seen]).view(3, batch)
     assert len(seen) == 3 * count
