@@ -10,12 +10,13 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
-from functools import partial
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from iterations import CPU, built, small
 from victims import (
     BATCH,
     REPOSITORY,
@@ -30,15 +31,19 @@ from victims import (
     newest,
     only_run,
     start_pair,
+    start_scripts,
     wait_until,
     whole_rows,
 )
 
 from ppo_fast import replay, train as program
 from ppo_fast.algorithm import normalize, ppo
-from ppo_fast.engine import capture, crew
-from ppo_fast.engine.ranks import Ranks
+from ppo_fast.algorithm.adam import Learner
+from ppo_fast.engine.engine import Engine
+from ppo_fast.engine.gradients import Gradient, LossModule, Part, part_gradient
+from ppo_fast.engine.ranks import Ranks, init
 from ppo_fast.run import checkpoint, find
+from ppo_fast.train import Agent, Args
 
 
 def finish(ranks: tuple[Victim, Victim], status: int = 0) -> None:
@@ -76,70 +81,83 @@ def rows(masked: bool) -> program.Batch:
     return program.Batch(obs, action, log_prob, advantage, numbers[2], numbers[3], valid)
 
 
-SEE_HALF = f"""
-import sys, torch
-from dataclasses import replace
-from functools import partial
-from ppo_fast.algorithm import normalize, ppo
-from ppo_fast.engine import crew, distributed
-sys.path.insert(0, {str(REPOSITORY / "tests")!r})
-from test_torchrun import ARGS, HALF, rows
-args = train.Args(**ARGS)
-with distributed.init(torch.device("cpu")) as ranks:
-    share = replace(args, num_envs=args.num_envs // 2)
-    envs, agent, learner = train.setup(replace(share, seed=1 + ranks.rank), torch.device("cpu"))
-    ranks.broadcast_(learner.theta)
-    part = slice(ranks.rank * HALF, (ranks.rank + 1) * HALF)
-    saved = {{}}
-    for masked in (False, True):
-        batch = train.Batch._make(x if x is None else x[part] for x in rows(masked))
-        found, find = [], crew.in_turn(partial(train.gradient, agent, share))
-        def keep(args, learner, x):
-            found.append(x)
-            return train.step(args, learner, x)
-        def update(parts):
-            return train.update(share, learner, ranks, find, keep, parts)
-        before = [x.clone() for x in learner]
-        whole = train.shuffled(replace(share, num_minibatches=1), ranks.sum_, batch, torch.arange(HALF))
-        for sizes in ([HALF], [5, HALF - 5]):
-            update(ppo.split(whole, sizes))
-            for old, x in zip(learner, before):
-                old.copy_(x)
-        (saved[f"gradient {{masked}}"],), (saved[f"gradient in parts {{masked}}"],) = found
-        draw = torch.Generator().manual_seed(ranks.rank)
-        train.learn(share, partial(train.shuffled, share, ranks.sum_), update, batch, learner, draw)
-        saved[f"theta {{masked}}"], saved[f"steps {{masked}}"] = learner.theta.clone(), learner.step.clone()
-        for old, x in zip(learner, before):
-            old.copy_(x)
-        obs, rewards = normalize.Observations(4), normalize.Rewards(4, 0.9)
-        x, valid = batch.obs.view(8, 4, 4), None if batch.valid is None else batch.valid.view(8, 4)
-        obs.update_(x, valid, reduce=ranks.sum_)
-        obs.update_(x * 3 + 1, valid, reduce=ranks.sum_)
-        scaled = rewards.update_(batch.returns.view(8, 4), x[..., 0] > 1, valid, reduce=ranks.sum_)
-        saved[f"obs {{masked}}"] = torch.cat([obs.moments.count[None], obs.moments.mean, obs.moments.square])
-        saved[f"reward {{masked}}"] = torch.stack([rewards.moments.count, rewards.moments.mean, rewards.moments.square])
-        saved[f"scaled {{masked}}"] = scaled
-    torch.save(saved, f"{{sys.argv[1]}}/{{ranks.rank}}.pt")
-raise SystemExit(0)
-"""
+def executables(args: Args, agent: Agent, learner: Learner, ranks: Ranks) -> program.Executables:
+    """The functions of an iteration, eagerly."""
+    engine = Engine(args, ranks, "eager")
+    return program.Executables(
+        value=agent.value,
+        shuffled=engine.function(program.shuffled, args, engine.reduce),
+        gradient=engine.gradient(program.loss, agent, args, learner.theta),
+        descend=engine.function(program.descend, args),
+        reduce=engine.reduce,
+    )
+
+
+def gradient_in(parts: int, args: Args, agent: Agent, learner: Learner, ranks: Ranks) -> Gradient:
+    """The gradient of a minibatch that is worked through in so many parts."""
+    module = LossModule(program.loss, agent, args)
+
+    def in_turn(calls: list[tuple]) -> list[Part]:
+        return [part_gradient(module, *call) for call in calls]
+
+    return Gradient(in_turn, learner.theta, parts, ranks.world_size, ranks.sum_)
+
+
+def see_half(folder: str) -> None:
+    """What one of two ranks finds, which has one half of the rows; saved as <folder>/<rank>.pt."""
+    args = Args(**ARGS)
+    with init(CPU) as ranks:
+        share = replace(args, num_envs=args.num_envs // 2)
+        _, agent, learner = program.setup(replace(share, seed=1 + ranks.rank), CPU)
+        ranks.broadcast_(learner.theta)
+        own = slice(ranks.rank * HALF, (ranks.rank + 1) * HALF)
+        saved = {}
+        for masked in (False, True):
+            batch = program.Batch._make(x if x is None else x[own] for x in rows(masked))
+            whole = program.shuffled(replace(share, num_minibatches=1), ranks.sum_, batch, torch.arange(HALF))
+            for parts in (1, 3):
+                gradient, _ = gradient_in(parts, share, agent, learner, ranks)(whole)
+                saved[f"gradient {masked} in {parts}"] = gradient
+
+            before = [x.clone() for x in learner]
+            draw = torch.Generator().manual_seed(ranks.rank)
+            program.learn(share, learner, batch, draw, executables(share, agent, learner, ranks))
+            saved[f"theta {masked}"], saved[f"steps {masked}"] = learner.theta.clone(), learner.step.clone()
+            for x, old in zip(learner, before, strict=True):
+                x.copy_(old)
+
+            obs, rewards = normalize.Observations(4), normalize.Rewards(4, 0.9)
+            x, valid = batch.obs.view(8, 4, 4), None if batch.valid is None else batch.valid.view(8, 4)
+            obs.update_(x, valid, reduce=ranks.sum_)
+            obs.update_(x * 3 + 1, valid, reduce=ranks.sum_)
+            scaled = rewards.update_(batch.returns.view(8, 4), x[..., 0] > 1, valid, reduce=ranks.sum_)
+            saved[f"obs {masked}"] = moments_of(obs)
+            saved[f"reward {masked}"] = moments_of(rewards)
+            saved[f"scaled {masked}"] = scaled
+        torch.save(saved, f"{folder}/{ranks.rank}.pt")
+
+
+def moments_of(normaliser: normalize.Observations | normalize.Rewards) -> torch.Tensor:
+    moments = normaliser.moments
+    return torch.cat([moments.count.view(1), moments.mean.view(-1), moments.square.view(-1)])
 
 
 @pytest.fixture(scope="module")
 def halves(pair: Pair, tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, torch.Tensor]]:
     """What each of two ranks found, each with one half of the rows."""
     folder = tmp_path_factory.mktemp("halves")
-    run(pair, str(folder), before=SEE_HALF)
+    finish(start_scripts(pair, f"import test_torchrun; test_torchrun.see_half({str(folder)!r})"))
     return [torch.load(folder / f"{rank}.pt", weights_only=True) for rank in range(2)]
 
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_gradient_and_statistics_are_those_of_all_rows(halves: list[dict[str, torch.Tensor]], masked: bool) -> None:
-    args = program.Args(**{**ARGS, "num_minibatches": 1})
-    _, agent, learner = program.setup(args, torch.device("cpu"))
+    args = Args(**{**ARGS, "num_minibatches": 1})
+    _, agent, learner = program.setup(args, CPU)
     batch = program.Batch._make(x.double() if x is not None and x.is_floating_point() else x for x in rows(masked))
     whole = program.shuffled(args, None, batch, torch.arange(ROWS))
-    expected = program.gradient(agent.double(), args, learner.theta.double(), whole, 1.0)
-    for name in (f"gradient {masked}", f"gradient in parts {masked}"):
+    expected, _ = executables(args, agent.double(), learner, Ranks(CPU)).gradient(whole)
+    for name in (f"gradient {masked} in 1", f"gradient {masked} in 3"):
         first, second = (half[name] for half in halves)
         assert torch.equal(first, second)
         torch.testing.assert_close(first.double(), expected, rtol=2e-5, atol=1e-6)
@@ -148,20 +166,19 @@ def test_gradient_and_statistics_are_those_of_all_rows(halves: list[dict[str, to
 @pytest.mark.parametrize("masked", [False, True])
 def test_a_kl_stop_comes_when_that_of_all_rows_does(halves: list[dict[str, torch.Tensor]], masked: bool) -> None:
     assert torch.equal(halves[0][f"theta {masked}"], halves[1][f"theta {masked}"])
-    args = program.Args(**ARGS)
-    _, agent, learner = program.setup(args, torch.device("cpu"))
-    find = crew.in_turn(partial(program.gradient, agent, args))
+    args = Args(**ARGS)
+    _, agent, learner = program.setup(args, CPU)
+    run = executables(args, agent, learner, Ranks(CPU))
     draws, batch = [torch.Generator().manual_seed(rank) for rank in range(2)], rows(masked)
     for _ in range(args.update_epochs):
         parts = [torch.randperm(HALF, generator=draw).split(HALF // args.num_minibatches) for draw in draws]
         # A minibatch of all rows is one of each process side by side.
         order = torch.cat([torch.cat([mine, other + HALF]) for mine, other in zip(*parts, strict=True)])
-        whole = program.shuffled(args, None, batch, order)
-        for minibatch in ppo.split(whole, [ROWS // args.num_minibatches] * args.num_minibatches):
-            ranks = Ranks(torch.device("cpu"))
-            statistics = program.update(args, learner, ranks, find, program.step, [minibatch])
+        for minibatch in ppo.split(run.shuffled(batch, order), [ROWS // args.num_minibatches] * args.num_minibatches):
+            gradient, losses = run.gradient(minibatch)
+            run.descend(learner, gradient, losses.values)
         assert args.target_kl is not None
-        if statistics[program.STATISTICS.index("approx_kl")] > args.target_kl:
+        if losses["approx_kl"] > args.target_kl:
             break
     assert 0 < int(learner.step) < args.update_epochs * args.num_minibatches, "no KL stop was made"
     assert halves[0][f"steps {masked}"] == halves[1][f"steps {masked}"] == learner.step
@@ -181,9 +198,7 @@ def test_normalisers_take_in_all_rows(halves: list[dict[str, torch.Tensor]], mas
     obs.update_(x, valid)
     obs.update_(x * 3 + 1, valid)
     scaled = rewards.update_(returns, x[..., 0] > 1, valid)
-    wanted = {"obs": torch.cat([obs.moments.count[None], obs.moments.mean, obs.moments.square])}
-    wanted["reward"] = torch.stack([rewards.moments.count, rewards.moments.mean, rewards.moments.square])
-    for name, expected in wanted.items():
+    for name, expected in {"obs": moments_of(obs), "reward": moments_of(rewards)}.items():
         assert torch.equal(halves[0][f"{name} {masked}"], halves[1][f"{name} {masked}"])
         torch.testing.assert_close(halves[0][f"{name} {masked}"], expected, rtol=1e-12, atol=1e-12)
     found = torch.cat([half[f"scaled {masked}"] for half in halves], 1)
@@ -201,7 +216,10 @@ def test_advantages_of_equal_rows_are_zero_everywhere() -> None:
 
 
 def shared(tensors: dict[str, Any]) -> dict[str, Any]:
-    return {name: x for name, x in tensors.items() if capture.is_shared(name)}
+    """Those tensors of a checkpoint that are equal in all processes: what is learned."""
+    learned = built(small(norm_obs=True, norm_reward=True)).iteration.state.learned
+    assert learned.keys() <= tensors.keys()
+    return {name: tensors[name] for name in learned}
 
 
 def test_parameters_stay_equal_seeds_differ_and_one_rank_writes(pair: Pair, tmp_path: Path) -> None:
@@ -295,16 +313,16 @@ def has_rows(root: Path, count: int) -> bool:
 POISON = """
 import os
 make = train.make_iteration
-def poisoned(*args, **flags):
-    phases = make(*args, **flags)
-    collect, calls = phases.collect, []
+def poisoned(*args):
+    iteration = make(*args)
+    collect, calls = iteration.collect, []
     def collect_and_spoil():
         collect()
         calls.append(1)
         if len(calls) == 3 and os.environ["RANK"] == "1":
-            phases.state["rollout.reward"][2, 1] = float("nan")
-    phases.collect = collect_and_spoil
-    return phases
+            iteration.state.rollout["reward"][2, 1] = float("nan")
+    iteration.collect = collect_and_spoil
+    return iteration
 train.make_iteration = poisoned
 """
 
@@ -413,11 +431,18 @@ def restart_a_run(pair: Pair, root: Path, victim: int) -> float:
     return time.monotonic() - began
 
 
-def test_torchrun_restarts_a_run_where_it_was(pair: Pair, tmp_path: Path) -> None:
-    restart_a_run(pair, tmp_path / "runs", victim=1)
-    run(pair, *SMALL, *iterations(40), "--save-interval", "5", "--run-root", str(tmp_path / "whole"))
-    # The process-wide generators start anywhere in a process of its own, and nothing that is trained draws from them.
-    assert_equal_ends(only_run(tmp_path / "runs"), only_run(tmp_path / "whole"), but=("rng",))
+def test_ranks_that_are_started_again_go_on_where_the_run_was(pair: Pair, tmp_path: Path) -> None:
+    """As torchrun starts them after one of them died: with the same words, and the number of the attempt."""
+    flags = [*SMALL, *iterations(40), "--save-interval", "5"]
+    run(pair, *flags, "--run-root", str(tmp_path / "whole"))
+    flags += ["--run-root", str(tmp_path / "runs")]
+    ranks = start_pair(pair, *flags)
+    wait_until(lambda: has_rows(tmp_path / "runs", 7))
+    for rank in ranks:
+        rank.send(signal.SIGKILL)
+    finish(ranks, -signal.SIGKILL)
+    finish(start_pair(pair, *flags, TORCHELASTIC_RESTART_COUNT="1"))
+    assert_equal_ends(only_run(tmp_path / "runs"), only_run(tmp_path / "whole"))
 
 
 @pytest.mark.slow

@@ -105,6 +105,7 @@ class Forge:
 
     def __init__(self, folder: Path, **env: str) -> None:
         self.folder, self.count = folder, 0
+        self.latest: Victim | None = None
         folder.mkdir(parents=True, exist_ok=True)
         self.process = subprocess.Popen(
             [sys.executable, "-c", FORGE],
@@ -128,15 +129,19 @@ class Forge:
 
     def _fork(self, env: Mapping[str, str], terminal: str, **order: Any) -> Victim:
         assert self.process.stdin is not None and self.process.stdout is not None
-        if self.count == 0:
+        if self.latest is None:
             assert self.process.stdout.readline() == "ready\n"
+        elif self.latest.status is None:  # a test that failed has left it
+            self.latest.send(SIGKILL)
+            self.latest.wait()
         self.count += 1
         out = Path(terminal or self.folder / f"{self.count}.out")
         err = Path(terminal or self.folder / f"{self.count}.err")
         order |= {"out": str(out), "err": str(err), "env": env}
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
-        return Victim(self.process, int(self.process.stdout.readline()), out, err)
+        self.latest = Victim(self.process, int(self.process.stdout.readline()), out, err)
+        return self.latest
 
     def run(self, *flags: str, **more: Any) -> Victim:
         """Start a victim and wait for its end."""
