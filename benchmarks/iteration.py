@@ -15,12 +15,17 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from benchmarks.peer_ppo_fast import our_args
 from benchmarks.work import Work
+
+if TYPE_CHECKING:  # torch is imported where something is measured
+    import torch
+
+    from ppo_fast.engine.iteration import Iteration
 
 BUSY = "beside a busy process"
 BUSY_SECONDS = 0.1  # until it is at work
@@ -43,48 +48,51 @@ class Point(Work):
 
 
 def measure(point: Point) -> dict[str, Any]:
-    """Build the iteration as the program does and time it: the report, with SPS, phases, memory and the ceiling."""
+    """Build the iteration as the program does and time it: SPS, the seconds of its halves, memory and the ceiling."""
     import torch
 
     from ppo_fast import train
-    from ppo_fast.engine import capture, speed
+    from ppo_fast.engine import process, speed
+    from ppo_fast.engine.engine import Engine
+    from ppo_fast.engine.ranks import Ranks
 
     args = dataclasses.replace(
         our_args(point, ""), env_id=point.env_id, backend=point.backend, compile="on" if point.compile else "off"
     )
-    device = capture.prepare(args)
+    device = process.prepare(args)
     envs, agent, learner = train.setup(args, device)
     start = time.perf_counter()
-    iteration = train.make_iteration(args, envs, agent, learner, point.compile)
+    engine = Engine(args, Ranks(device), "compiled" if point.compile else "eager")
+    iteration = train.make_iteration(args, envs, agent, learner, engine)
     compile_seconds = time.perf_counter() - start
-
-    def whole() -> None:
-        iteration().tolist()  # with the read of the metrics that a training run makes
+    training = whole(iteration, device)
 
     shapes = {name: tuple(parameter.shape) for name, parameter in agent.named_parameters()}
     flops = speed.flops_per_step(shapes, args.update_epochs)
     limit = speed.ceiling(device, args.batch_size // args.num_minibatches, max(args.hidden_sizes), 0.5)
-    count = calls_for(whole, point.seconds, device)
-    contenders: dict[str, Callable[[], Any]] = {"training": whole}
+    count = calls_for(training, point.seconds, device)
+    contenders: dict[str, Callable[[], Any]] = {"training": training}
     counts = {"training": count}
     if point.against_eager:
-        slow = train.make_iteration(dataclasses.replace(args, compile="off"), *train.setup(args, device), False)
-        contenders["eager"] = lambda: slow().tolist()
+        uncompiled = dataclasses.replace(args, compile="off")
+        engine = Engine(uncompiled, Ranks(device), "eager")
+        slow = train.make_iteration(uncompiled, *train.setup(uncompiled, device), engine)
+        contenders["eager"] = whole(slow, device)
     if point.busy:
-        contenders[BUSY] = whole
+        contenders[BUSY] = training
     elif point.backend != "tensor":
         contenders = beside_its_environment(point, envs, iteration)
         counts = dict.fromkeys(contenders, count)
     rates = alternate(contenders, args.batch_size, counts, point, device)
-    phases = phase_seconds(iteration, count, device)
-    rollout = sum(x.nbytes for name, x in iteration.state.items() if name.startswith("rollout."))
+    halves = seconds_of_halves(iteration, count, device)
+    kept = [x for name, x in iteration.state.rollout.items() if name in train.Rollout._fields]
     envs.close()
     sps = statistics.median(rates["training"])
     return {
         "sps": sps,
         "rates": rates,
-        "milliseconds": {name: 1e3 * seconds for name, seconds in phases.items()},
-        "rollout_bytes_per_step": rollout / args.batch_size,
+        "milliseconds": {name: 1e3 * seconds for name, seconds in halves.items()},
+        "rollout_bytes_per_step": sum(x.nbytes for x in kept) / args.batch_size,
         "peak_bytes_per_step": peak_bytes(device) / args.batch_size,
         "flops_per_step": flops,
         "flops_per_second": sps * flops,
@@ -97,7 +105,21 @@ def measure(point: Point) -> dict[str, Any]:
     }
 
 
-def beside_its_environment(point: Point, envs: Any, iteration: Any) -> dict[str, Callable[[], Any]]:
+def whole(iteration: "Iteration", device: "torch.device") -> Callable[[], object]:
+    """An iteration with the one look at its metrics that a training run makes."""
+    from ppo_fast.engine.ranks import Ranks
+    from ppo_fast.run import readout
+
+    ranks = Ranks(device)
+
+    def run() -> None:
+        iteration.collect()
+        readout.read(iteration.learn(), ranks, stop=False, late=False)
+
+    return run
+
+
+def beside_its_environment(point: Point, envs: Any, iteration: "Iteration") -> dict[str, Callable[[], Any]]:
     """An iteration of training, and exactly the steps that it took once more: by gymnasium's or envpool's own vector
     environment, and by ours around it. Each iteration has to be repeated once by each.
 
@@ -110,13 +132,15 @@ def beside_its_environment(point: Point, envs: Any, iteration: Any) -> dict[str,
     bare = bare_environment(point, envs.spread(point.seed))
     ours = environments.make(point.env_id, point.num_envs, envs.device, point.backend)
     ours.reset(seed=point.seed)
+    assert iteration.restart is not None, "environments on the host"
     iteration.restart(point.seed)
+    train_once = whole(iteration, envs.device)
     decode = ActionDecoder(envs.envs.single_action_space, point.batch_size)
     to_repeat: dict[str, deque] = {"bare": deque(), "ours": deque()}
 
     def training() -> None:
-        iteration().tolist()
-        actions = iteration.state["rollout.action"].clone()
+        train_once()
+        actions = iteration.state.rollout["action"].clone()
         to_repeat["ours"].append(actions.unbind())
         to_repeat["bare"].append(np.split(decode(actions.flatten(0, 1)), point.num_steps))
 
@@ -200,8 +224,8 @@ def timed(call: Callable[[], Any], count: int, device: Any) -> float:
     return time.perf_counter() - start
 
 
-def phase_seconds(iteration: Any, count: int, device: Any) -> dict[str, float]:
-    """Mean seconds of the two phases over `count` iterations, each waited for."""
+def seconds_of_halves(iteration: "Iteration", count: int, device: Any) -> dict[str, float]:
+    """Mean seconds of each half over `count` iterations, each waited for."""
     spent = {"collect": 0.0, "learn": 0.0}
     for _ in range(count):
         spent["collect"] += timed(iteration.collect, 1, device)

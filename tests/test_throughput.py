@@ -8,6 +8,7 @@ import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,8 @@ from benchmarks import iteration, peers, throughput
 from benchmarks.iteration import Point
 from benchmarks.peer_ppo_fast import our_args
 from ppo_fast import envs as environments, train
+from ppo_fast.engine.engine import Engine
+from ppo_fast.engine.ranks import Ranks
 
 CPU = torch.device("cpu")
 ROOMY = 10**15
@@ -156,8 +159,8 @@ def test_environments_alone_repeat_the_steps_of_training(
     point = Point(**TINY, backend=backend, env_id=env_id)
     args = dataclasses.replace(our_args(point, ""), env_id=env_id, backend=backend, compile="off", log_std_init=2.0)
     envs, agent, learner = train.setup(args, CPU)
-    path = train.make_iteration(args, envs, agent, learner, False)
-    path()  # it may have been anywhere before
+    path = train.make_iteration(args, envs, agent, learner, Engine(args, Ranks(CPU), "eager"))
+    iteration.whole(path, CPU)()  # it may have been anywhere before
     seen: dict[str, Any] = {}
     for name in ("bare_environment", "make"):
         module: Any = iteration if name == "bare_environment" else environments
@@ -171,7 +174,7 @@ def test_environments_alone_repeat_the_steps_of_training(
                 call()
     still = torch.zeros(8, 1)
     there = envs.step(still)[0]
-    assert path.state["rollout.action"].abs().max() > 2
+    assert path.state.rollout["action"].abs().max() > 2
     assert torch.equal(seen["make"].step(still)[0], there)
     np.testing.assert_allclose(seen["bare_environment"].step(still.numpy())[0], there.numpy(), atol=1e-6)
 
@@ -182,16 +185,10 @@ def test_a_stretch_is_filled_with_calls(monkeypatch: pytest.MonkeyPatch, call_se
     assert iteration.calls_for(lambda: None, 1.0, CPU) == calls
 
 
-def test_phases_are_timed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Fake:
-        def collect(self) -> float:
-            return 3.0
-
-        def learn(self) -> float:
-            return 5.0
-
+def test_halves_are_timed_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    halves: Any = SimpleNamespace(collect=lambda: 3.0, learn=lambda: 5.0)
     monkeypatch.setattr(iteration, "timed", lambda call, count, device: count * call())
-    assert iteration.phase_seconds(Fake(), 4, CPU) == {"collect": 3.0, "learn": 5.0}
+    assert iteration.seconds_of_halves(halves, 4, CPU) == {"collect": 3.0, "learn": 5.0}
 
 
 @pytest.fixture(scope="module")
@@ -203,8 +200,8 @@ def test_a_measurement_is_complete(tensor_report: dict[str, Any]) -> None:
     found = tensor_report
     assert {name: len(rates) for name, rates in found["rates"].items()} == {"training": 2, "eager": 2}
     assert json.loads(json.dumps(found)) == found
-    # obs and final_obs 16 bytes each, action 8, log_prob and reward 4 each, three flags.
-    assert found["rollout_bytes_per_step"] == 16 + 16 + 8 + 4 + 4 + 3
+    # obs and final_obs 16 bytes each, action 8, log_prob and reward 4 each, two flags.
+    assert found["rollout_bytes_per_step"] == 16 + 16 + 8 + 4 + 4 + 2
     assert found["flops_per_step"] == 227_200
     assert found["flops_per_second"] == pytest.approx(found["sps"] * 227_200)
     assert found["fraction_of_ceiling"] == pytest.approx(found["flops_per_second"] / found["ceiling_flops"])
