@@ -7,6 +7,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,12 +17,13 @@ from odd_envs import LENGTH
 from torch import Tensor
 
 from ppo_fast import envs as environments, train as program
+from ppo_fast.algorithm.adam import Learner
 from ppo_fast.pictures import panels
 from ppo_fast.run import cli
 from ppo_fast.run.play import play
 from ppo_fast.run.policy import load_policy
 from ppo_fast.run.tracking import read_metrics
-from ppo_fast.train import Agent, Args, train
+from ppo_fast.train import Agent, Args, Batch, train
 
 TESTS = Path(__file__).parent
 LOSSES = ("value_loss", "policy_loss", "entropy", "old_approx_kl", "approx_kl", "clipfrac", "explained_variance")
@@ -292,31 +294,50 @@ def test_rows_count_every_environment_step(tmp_path: Path) -> None:
     assert [row["global_step"] for row in rows] == [64, 128, 192, 256] and result["global_step"] == 256
 
 
-def spy_on_updates(monkeypatch: pytest.MonkeyPatch, change: Callable[[Any], Any] = lambda batch: batch) -> list[Any]:
-    """What every update is called with, (learning rate, minibatch); `change` may alter the batch before an epoch."""
-    calls: list[Any] = []
-    update, shuffled = program.update, program.shuffled
+def test_the_halves_of_an_iteration_fill_no_more_than_the_time_that_passes(tmp_path: Path) -> None:
+    rows, _, _ = run_here(tmp_path)
+    for before, now in pairwise([{"time/elapsed": 0.0}, *rows]):
+        assert min(now["time/collect"], now["time/learn"]) > 0
+        assert now["time/collect"] + now["time/learn"] <= now["time/elapsed"] - before["time/elapsed"]
 
-    def watched(args: Args, learner: Any, *rest: Any) -> Tensor:
-        (minibatch,) = rest[-1]  # eagerly it has one part
-        calls.append((float(learner.learning_rate), minibatch))
-        return update(args, learner, *rest)
 
-    def changed(args: Args, reduce: Any, batch: Any, order: Tensor) -> Any:
+class Update(NamedTuple):
+    """What an update was made with."""
+
+    rate: float
+    minibatch: Batch
+
+
+def spy_on_updates(monkeypatch: pytest.MonkeyPatch, change: Callable[[Batch], Batch] = lambda x: x) -> list[Update]:
+    """Every update of the runs that follow; `change` may alter the batch before an epoch."""
+    updates: list[Update] = []
+    minibatches: list[Batch] = []
+    shuffled, loss, descend = program.shuffled, program.loss, program.descend
+
+    def changed(args: Args, reduce: Any, batch: Batch, order: Tensor) -> Batch:
         return shuffled(args, reduce, change(batch), order)
 
-    monkeypatch.setattr(program, "update", watched)
+    def seen(agent: Agent, args: Args, minibatch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
+        minibatches.append(minibatch)  # eagerly it has one part
+        return loss(agent, args, minibatch)
+
+    def made(args: Args, learner: Learner, gradient: Tensor, losses: Tensor) -> Tensor:
+        updates.append(Update(float(learner.learning_rate), minibatches[-1]))
+        return descend(args, learner, gradient, losses)
+
     monkeypatch.setattr(program, "shuffled", changed)
-    return calls
+    monkeypatch.setattr(program, "loss", seen)
+    monkeypatch.setattr(program, "descend", made)
+    return updates
 
 
 @pytest.mark.parametrize("anneal", [True, False])
 def test_the_learning_rate_falls_linearly(anneal: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = spy_on_updates(monkeypatch)
+    updates = spy_on_updates(monkeypatch)
     rows, _, _ = run_here(tmp_path, anneal_lr=anneal, learning_rate=0.01, update_epochs=1, num_minibatches=1)
     expected = [0.01, 0.0075, 0.005, 0.0025] if anneal else [0.01] * 4
     assert [row["charts/learning_rate"] for row in rows] == pytest.approx(expected, rel=1e-7)
-    assert [rate for rate, _ in calls] == pytest.approx(expected, rel=1e-6)
+    assert [update.rate for update in updates] == pytest.approx(expected, rel=1e-6)
 
 
 def test_a_learning_rate_of_0_leaves_the_first_weights(tmp_path: Path) -> None:
@@ -331,9 +352,9 @@ def test_an_epoch_takes_every_row_once(minibatches: int, tmp_path: Path, monkeyp
     def numbered(batch: Any) -> Any:
         return batch._replace(returns=torch.arange(64.0))
 
-    calls = spy_on_updates(monkeypatch, numbered)
+    updates = spy_on_updates(monkeypatch, numbered)
     run_here(tmp_path, num_minibatches=minibatches, total_timesteps=64, update_epochs=3)
-    taken = [minibatch.returns for _, minibatch in calls]
+    taken = [update.minibatch.returns for update in updates]
     assert len(taken) == 3 * minibatches
     epochs = [torch.cat(taken[i : i + minibatches]) for i in range(0, len(taken), minibatches)]
     assert all(torch.equal(epoch.sort().values, torch.arange(64.0)) for epoch in epochs)
@@ -346,9 +367,9 @@ def test_an_epoch_takes_every_row_once(minibatches: int, tmp_path: Path, monkeyp
 def test_target_kl_ends_the_epochs_of_an_iteration(
     target_kl: float, epochs: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    calls = spy_on_updates(monkeypatch)
+    updates = spy_on_updates(monkeypatch)
     rows, _, _ = run_here(tmp_path, target_kl=target_kl, num_minibatches=2, update_epochs=4)
-    assert len(calls) == len(rows) * epochs * 2
+    assert len(updates) == len(rows) * epochs * 2
 
 
 def test_the_first_update_of_an_iteration_sees_the_policy_that_acted(tmp_path: Path) -> None:
@@ -386,9 +407,10 @@ def test_junk_rows_enter_no_loss(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         return batch._replace(**wild)
 
     clean = run_here(tmp_path, JUNK)
-    calls = spy_on_updates(monkeypatch, poison)
+    updates = spy_on_updates(monkeypatch, poison)
     poisoned = run_here(tmp_path, JUNK)
-    junk = sum(int((~minibatch.valid).sum()) for _, minibatch in calls) / len(calls)
+    masks = [update.minibatch.valid for update in updates]
+    junk = sum(int((~valid).sum()) for valid in masks if valid is not None) / len(updates)
     assert junk * JUNK.num_minibatches > 3, "no junk row came by"
     assert timeless(poisoned[0]) == timeless(clean[0])
     assert all(torch.equal(clean[1][name], x) for name, x in poisoned[1].items())

@@ -7,17 +7,13 @@ import os
 import re
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from run_folders import make_row, make_run, resume
 
-from ppo_fast import train as program
-from ppo_fast.engine import capture
 from ppo_fast.run import cli, tracking, wandb_twin
 from ppo_fast.run.rows import RowFile, read_metrics
 from ppo_fast.run.tracking import NoRun, Run, WandbFlags
@@ -50,47 +46,6 @@ def test_a_row_is_in_the_file_when_log_returns(tmp_path):
         for step in (1, 2, 3):
             run.log(make_row(step))
             assert [r["global_step"] for r in read_metrics(run.folder)] == list(range(1, step + 1))
-
-
-@pytest.fixture
-def small(tmp_path):
-    """Flags of a run of four iterations in well under a second."""
-    sizes = {"num_envs": 2, "num_steps": 16, "num_minibatches": 1, "update_epochs": 1, "hidden_sizes": (8,)}
-    quick = {"total_timesteps": 128, "eval_episodes": 0, "compile": "off", "cuda": False, "quiet": True}
-    return program.Args(**sizes, **quick, run_root=str(tmp_path))
-
-
-def test_rows_say_what_each_phase_took(small, tmp_path, monkeypatch):
-    now, make = SimpleNamespace(seconds=0.0), program.make_iteration
-    clock = SimpleNamespace(time=capture.time.time, perf_counter=lambda: now.seconds)
-
-    def slowed(phase, seconds):
-        def run():
-            now.seconds += seconds * (now.seconds < 5)  # only in the first iteration
-            return phase()
-
-        return run
-
-    def slow(*args, **flags):
-        phases = make(*args, **flags)
-        phases.collect, phases.learn = slowed(phases.collect, 2.0), slowed(phases.learn, 3.0)
-        return phases
-
-    monkeypatch.setattr(program, "make_iteration", slow)
-    monkeypatch.setattr(capture, "time", clock)
-    program.train(small)
-    (folder,) = tmp_path.iterdir()
-    rows = read_metrics(folder)
-    assert [(r["time/collect"], r["time/learn"]) for r in rows] == [(2.0, 3.0), (0.0, 0.0), (0.0, 0.0), (0.0, 0.0)]
-
-
-def test_the_phases_fill_no_more_than_the_time_that_passes(small, tmp_path):
-    program.train(small)
-    (folder,) = tmp_path.iterdir()
-    rows = read_metrics(folder)
-    for before, now in pairwise([{"time/elapsed": 0.0}, *rows]):
-        assert min(now["time/collect"], now["time/learn"]) > 0
-        assert now["time/collect"] + now["time/learn"] <= now["time/elapsed"] - before["time/elapsed"]
 
 
 def test_killed_after_the_last_row_loses_none(tmp_path):
