@@ -373,7 +373,7 @@ def make_iteration(
     args: Args, envs: environments.Environments, agent: Agent, learner: Learner, engine: Engine
 ) -> Iteration:
     """One iteration in two halves, iteration.collect() and iteration.learn(), as the engine runs them."""
-    draw = torch.Generator(engine.device).manual_seed(args.seed)  # of actions and minibatches
+    draw = engine.generator(args.seed)  # of actions and minibatches
     obs = envs.reset(seed=args.seed)[0].clone()
     carry = Carry(envs.state, obs)  # moved on in place by every rollout
     episodes = Episodes(

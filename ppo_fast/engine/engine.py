@@ -16,6 +16,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -33,6 +34,8 @@ from ppo_fast.envs import Environments
 
 # Rows of a minibatch up to which an eager update is run on one thread.
 EAGER_ROWS = 1024
+# Tells a program's random numbers from those of its environments, which have the same seed.
+PROGRAM_STREAM = 0x50504F
 
 
 class Flags(plan.Flags, Protocol):
@@ -69,6 +72,15 @@ class Engine:
         self._rollouts: list[Rollouts] = []
         self._shown: dict[str, Tensor] = {}
         self._graphs: list[CudaGraph] = []
+
+    def generator(self, seed: int) -> torch.Generator:
+        """A random generator on the device for a program's own draws.
+
+        Its stream is not the one that environments have which are seeded with the same number: an action would be drawn
+        with the number that the environment's noise was made of.
+        """
+        number = int(np.random.SeedSequence([seed, PROGRAM_STREAM]).generate_state(1)[0])
+        return torch.Generator(self.device).manual_seed(number)
 
     # What a program hands over.
 

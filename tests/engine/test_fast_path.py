@@ -578,3 +578,14 @@ def test_verify_says_at_once_what_takes_so_long(graphs, capsys):
     result = verification.compare_paths(small(verify=3), train.setup, compiles, CPU)
     assert said[0] == f"compiling CartPole-v1 ({plan.COMPILING}); then 3 updates of both paths\n"
     assert result == {"verified": True, "exit_status": 0} and "the two paths agree" in capsys.readouterr().out
+
+
+def test_actions_and_environments_draw_from_streams_of_their_own():
+    """With one seed: the first numbers of one are not the first numbers of the other, whatever their order."""
+    iteration = built(small(num_envs=64)).iteration
+    draw, environments = iteration.generators
+    mine = torch.rand(1000, generator=draw)
+    theirs = torch.rand(1000, generator=environments.manual_seed(1))
+    assert not torch.isin(mine, theirs).any()
+    again = built(small(num_envs=64)).iteration.generators[0]
+    assert torch.equal(torch.rand(1000, generator=again), mine)
