@@ -1,5 +1,7 @@
 """Episode statistics against a plain loop over every step of every environment."""
 
+import itertools
+
 import pytest
 import torch
 
@@ -39,25 +41,39 @@ def assert_matches_loop(stats, expected, tolerance):
     assert stats.carry_length.tolist() == carry_length
 
 
-@pytest.mark.parametrize("p_done", [0.0, 0.05, 0.5, 1.0])
-@pytest.mark.parametrize("p_junk", [0.0, 0.3])
-@pytest.mark.parametrize("shape", [(1, 1), (1, 5), (33, 1), (17, 6)])
-def test_integer_rewards_are_exact_over_many_rollouts(shape, p_junk, p_done):
+def test_integer_rewards_are_exact_over_many_rollouts():
     generator = torch.Generator().manual_seed(7)
-    carry = torch.zeros(shape[1], dtype=torch.float64), torch.zeros(shape[1], dtype=torch.int64)
-    for _ in range(12):
-        rollout = random_rollout(generator, shape[0], shape[1], p_done, p_junk, scale=1.0)
-        stats = episode_stats(*rollout, *carry)
-        assert_matches_loop(stats, by_loop(*rollout, *carry), tolerance=0.0)
-        carry = stats.carry_return, stats.carry_length
+    for steps, envs in [(1, 1), (1, 5), (33, 1), (17, 6)]:
+        for p_done, p_junk in itertools.product([0.0, 0.05, 0.5, 1.0], [0.0, 0.3]):
+            carry = torch.zeros(envs, dtype=torch.float64), torch.zeros(envs, dtype=torch.int64)
+            for _ in range(12):
+                rollout = random_rollout(generator, steps, envs, p_done, p_junk, scale=1.0)
+                stats = episode_stats(*rollout, *carry)
+                assert_matches_loop(stats, by_loop(*rollout, *carry), tolerance=0.0)
+                carry = stats.carry_return, stats.carry_length
 
 
-@pytest.mark.parametrize("scale", [1e-6, 0.1, 1e6, 1e12])
-def test_any_reward_magnitude_is_right_to_float64_rounding(scale):
+def test_any_reward_magnitude_is_right_to_float64_rounding():
     generator = torch.Generator().manual_seed(3)
-    rollout = random_rollout(generator, 200, 4, 0.05, 0.1, scale)
-    carry = torch.full((4,), 3.0 * scale, dtype=torch.float64), torch.full((4,), 2)
-    assert_matches_loop(episode_stats(*rollout, *carry), by_loop(*rollout, *carry), tolerance=1e-11 * scale)
+    for scale in (1e-6, 0.1, 1e6, 1e12):
+        rollout = random_rollout(generator, 200, 4, 0.05, 0.1, scale)
+        carry = torch.full((4,), 3.0 * scale, dtype=torch.float64), torch.full((4,), 2)
+        assert_matches_loop(episode_stats(*rollout, *carry), by_loop(*rollout, *carry), tolerance=1e-11 * scale)
+
+
+def test_a_reward_that_is_not_finite_spoils_its_own_environment_alone():
+    generator = torch.Generator().manual_seed(5)
+    reward, done, valid = random_rollout(generator, 30, 3, 0.1, 0.0, 1.0)
+    carry = torch.zeros(3, dtype=torch.float64), torch.zeros(3, dtype=torch.int64)
+    wanted = episode_stats(reward, done, valid, *carry)
+    reward[10, 1] = torch.nan
+    found = episode_stats(reward, done, valid, *carry)
+    assert torch.equal(found.returns[:, [0, 2]], wanted.returns[:, [0, 2]])
+    assert torch.equal(found.returns[:10], wanted.returns[:10]) and found.returns[10:, 1].isnan().all()
+    assert found.carry_return[1].isnan() and torch.equal(found.carry_length, wanted.carry_length)
+    # A junk row may hold anything.
+    valid[10, 1] = False
+    assert episode_stats(reward, done, valid, *carry).returns.isfinite().all()
 
 
 def test_an_episode_over_three_rollouts_keeps_its_return_and_length():

@@ -96,8 +96,13 @@ def test_statistics_travel_in_the_state_dict_and_evaluation_leaves_them_alone() 
     assert "carry" not in normalize.Rewards(4, 0.9).state_dict()
 
 
+@pytest.mark.parametrize("compiling", [False, True])
 @pytest.mark.parametrize("gamma", [0.0, 0.9, 1.0])
-def test_discounted_returns_follow_the_loop_over_rollouts(gamma: float) -> None:
+def test_discounted_returns_follow_the_loop_over_rollouts(
+    gamma: float, compiling: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With NumPy's sum over time, and with that for compilers and GPUs."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: compiling)
     generator, carry, oracle = torch.Generator().manual_seed(5), torch.zeros(6, dtype=torch.float64), np.zeros(6)
     for rollout in range(5):
         reward = some(11, 6, seed=rollout)
