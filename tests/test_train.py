@@ -495,18 +495,21 @@ def test_a_trained_policy_does_equally_well_on_every_backend(
         assert abs(float(returns.mean() - reference.mean())) <= 4 * error + 1, backend
 
 
-def test_a_run_that_is_not_compiled_does_not_load_the_compiler(tmp_path: Path) -> None:
+def test_runs_that_are_not_compiled_do_not_load_the_compiler(tmp_path: Path) -> None:
     """Its import takes longer than a default run's first thousand updates."""
     code = """
 import sys
 from ppo_fast.train import Args, train
-sizes = {"num_envs": 4, "num_steps": 4, "num_minibatches": 1, "total_timesteps": 64, "eval_episodes": 2}
-train(Args(**sizes, compile="off", quiet=True, run_root=sys.argv[1]))
+sizes = {"num_envs": 4, "num_steps": 4, "num_minibatches": 1, "update_epochs": 1, "eval_episodes": 2}
+for compile, iterations in (("off", 4), ("auto", 30)):  # eager, recorded
+    train(Args(**sizes, compile=compile, total_timesteps=16 * iterations, quiet=True, run_root=sys.argv[1]))
 print("torch._dynamo" in sys.modules)
 """
     done = subprocess.run([sys.executable, "-c", code, str(tmp_path)], capture_output=True, text=True, timeout=150)
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[-1] == "False"
+    configs = [json.loads(path.read_text()) for path in sorted(tmp_path.glob("*/config.json"))]
+    assert sorted(config["execution"].split()[0] for config in configs) == ["eager", "recorded"]
 
 
 @pytest.mark.parametrize("here", [True, False])

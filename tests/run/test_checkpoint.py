@@ -187,22 +187,6 @@ def test_going_back_leaves_the_other_future_behind(tmp_path: Path, keep: int) ->
     assert checkpoint.load(tmp_path / f"superseded-checkpoint-{300:012d}.pt")["step"] == 300
 
 
-def test_leftovers_of_dead_processes_go(tmp_path: Path) -> None:
-    dead = subprocess.Popen(["true"])
-    dead.wait()
-    alive = subprocess.Popen(["sleep", "60"])
-    try:
-        for process in (dead.pid, os.getpid(), alive.pid):
-            (tmp_path / f".checkpoint-5.pt.{process}.ppo_fast-tmp").write_bytes(b"half")
-        (tmp_path / ".editor.123.tmp").write_bytes(b"not ours")
-        checkpoint.save(tmp_path, 1, small(1))
-        kept = {path.name for path in leftovers(tmp_path)}
-        assert kept == {f".checkpoint-5.pt.{alive.pid}.ppo_fast-tmp", ".editor.123.tmp"}
-    finally:
-        alive.kill()
-        alive.wait()
-
-
 # ---------------------------------------------------------------- kills
 
 
