@@ -5,13 +5,16 @@
 
 The algorithm is written eagerly, in the order in which it happens: collect, advantages, loss, descend, epochs, learn;
 `train` at the end loops over collect and learn. How these functions run (recorded, compiled, in CUDA graphs, on
-threads, in several processes) is the engine's business; the block *Executables* hands them over. Letters: T steps,
-N envs, B = T·N, M minibatch, S observation shape, A action dimensions, K discrete actions, P parameters, H policy
-outputs.
+threads, in several processes) is the engine's business; the block *Executables* hands them over (docs/engine.md).
 
-Under torchrun each process has N / processes environments and its own rows of every minibatch. What they add up
-is marked by `reduce`, a sum over processes: gradients, the advantages' mean and deviation, the normalisers'
-statistics, whether a number was not finite. All else is the same, so the parameters stay equal.
+Letters: T steps, N envs, B = T·N, M rows of a minibatch or of any batch, S observation shape, D numbers of an
+observation, A action dimensions, P parameters, H outputs of the policy network.
+
+Under torchrun each process has its own environments, its own rows of every minibatch and a seed of its own: N and B
+are then a process's, but for the flags and `train`, where they are of all. Summed over the processes (`reduce`) are
+the gradient with the numbers logged beside it, the sums behind the advantages' mean and deviation, the normalisers'
+statistics, and whether a number was not finite. So parameters, KL and flags are equal everywhere; the session adds up
+or averages what an iteration logs.
 """
 
 import math
@@ -31,10 +34,13 @@ from ppo_fast.engine import process, ranks
 from ppo_fast.engine.engine import Engine
 from ppo_fast.engine.flat import flatten_parameters
 from ppo_fast.engine.iteration import Iteration, train_state
-from ppo_fast.run import cli, session
+from ppo_fast.run import cli
 from ppo_fast.run.flags import Range, check_ranges
 from ppo_fast.run.run_flags import RunFlags
+from ppo_fast.run.session import Session
+from ppo_fast.run.settle import settle
 from ppo_fast.run.stopwatch import Stopwatch
+from ppo_fast.run.verification import compare_paths
 
 
 @dataclass
@@ -106,12 +112,13 @@ class Args(RunFlags):
 
 
 class Agent(nn.Module):
-    """Actor and critic: two networks, or one backbone with two heads. Observations are (..., *S), as they come.
+    """Actor and critic: two networks, or one backbone with two heads.
 
-    Any nn.Module of float32 parameters may take the networks' place; it has to treat the rows of a batch alike and one
-    by one, because the engine works on parts of a batch. `--precision` concerns mlp.MLP alone.
-    A Dict observation arrives flat, its entries in the order of their sorted keys: envs.columns["policy"] are the
-    columns of the entry "policy", for obs[..., envs.columns["policy"]].
+    Observations are (..., *S), float32, as they come: (N, *S) in `act`, (T + 1, N, *S) in `value`, (M, *S) in
+    `forward`. Any nn.Module of float32 parameters may take the networks' place, as long as it treats each row by itself
+    (no BatchNorm), since the engine works on parts of a batch. `--precision` concerns mlp.MLP alone.
+    A Dict observation arrives flat, its entries in the order of their sorted keys; envs.columns["policy"] is the slice
+    of the entry "policy", for obs[..., envs.columns["policy"]].
     Buffers are saved with the policy unless they are registered with persistent=False: those belong to the environments
     of this process, like the running return of normalize.Rewards.
     """
@@ -137,7 +144,7 @@ class Agent(nn.Module):
         self.critic = mlp.MLP([*sizes, 1], 1.0, generator, dtype=dtype)
 
     def inputs(self, obs: Tensor) -> Tensor:
-        """The numbers in an observation, without the action mask that may stand at its end: (M, *S) -> (M, D)."""
+        """The numbers in an observation, without the action mask that may stand at its end: (..., *S) -> (..., D)."""
         flat = obs.flatten(obs.ndim - len(self.obs_shape)) if len(self.obs_shape) > 1 else obs
         return flat[..., : -self.mask_size] if self.mask_size else flat
 
@@ -151,12 +158,12 @@ class Agent(nn.Module):
         return x
 
     def policy(self, obs: Tensor, features: Tensor) -> Tensor:
-        """Logits, or means of a Gaussian, (M, H); what the environment forbids has no probability."""
+        """Logits, or means of a Gaussian, (..., H); what the environment forbids has no probability."""
         outputs = self.actor(features)
         return heads.masked(outputs, obs[..., -self.mask_size :]) if self.mask_size else outputs
 
     def value(self, obs: Tensor) -> Tensor:
-        """V(s): (M, *S) -> (M,)."""
+        """V(s): (..., *S) -> (...)."""
         return self.critic(self.features(obs)).squeeze(-1)
 
     def act(self, obs: Tensor, noise: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -190,20 +197,21 @@ class Rollout(NamedTuple):
     """What T steps of N environments gave."""
 
     obs: Tensor  # (T, N, *S) float32
-    action: Tensor  # (T, N) int64, (T, N, K) int64 or (T, N, A) float32, as drawn: only the environment clips it
-    log_prob: Tensor  # (T, N) of the action, by the policy that drew it
-    reward: Tensor  # (T, N)
+    action: Tensor  # (T, N) int64, (T, N, A) int64 or (T, N, A) float32, as drawn: only the environment clips it
+    log_prob: Tensor  # (T, N) float32 of the action, by the policy that drew it
+    reward: Tensor  # (T, N) float32, as the environment gave it
     terminated: Tensor  # (T, N) bool
     truncated: Tensor  # (T, N) bool
     final_obs: Tensor  # (T, N, *S) true successor of each step: where an episode ended, its own last observation
-    valid: Tensor | None  # (T, N) bool, False for the junk row in which a NEXT_STEP environment resets; else None
+    # (T, N) bool, False for junk: gymnasium's NEXT_STEP environments use up a step for each reset. None for others.
+    valid: Tensor | None
 
 
 class Batch(NamedTuple):
     """The rows an update draws from, or one minibatch of them."""
 
     obs: Tensor  # (B, *S)
-    action: Tensor  # (B,), (B, K) or (B, A)
+    action: Tensor  # (B,) or (B, A)
     log_prob: Tensor  # (B,)
     advantage: Tensor  # (B,)
     returns: Tensor  # (B,)
@@ -219,12 +227,14 @@ class Episodes(NamedTuple):
 
 
 class Executables(NamedTuple):
-    """The functions below as the engine runs them. Each does what the one of its name does."""
+    """Functions of this file as the engine runs them, with their first arguments filled in by `make_iteration`."""
 
-    value: Callable[[Tensor], Tensor]  # Agent.value
-    shuffled: Callable[[Batch, Tensor], Batch]
-    gradient: Callable[[Batch], tuple[Tensor, Statistics]]  # of `loss` by all parameters (P,), and what is logged
-    descend: Callable[[Learner, Tensor, Tensor], Tensor]
+    value: Callable[[Tensor], Tensor]  # (obs): Agent.value
+    shuffled: Callable[[Batch, Tensor], Batch]  # (batch, order)
+    # (minibatch): `loss` and backward; the gradient (P,) of all parameters, and the numbers that `loss` logs. Both are
+    # means over the valid rows of all processes.
+    gradient: Callable[[Batch], tuple[Tensor, Statistics]]
+    descend: Callable[[Learner, Tensor, Tensor], Tensor]  # (learner, gradient, logged)
     reduce: Callable[[Tensor], Tensor] | None  # sum over the processes of torchrun; None where there is one
 
 
@@ -237,9 +247,9 @@ def collect(agent: Agent, envs: environments.Environments, carry: Carry, noise: 
         state, step = envs.advance(state, action, env_noise)
         result = (step.reward, step.terminated, step.truncated, step.final_obs, step.valid)
         steps.append((obs, action, outputs, *result))
-        obs = step.obs  # where an episode ended, the first one of the next
+        obs = step.obs  # where an episode ended, the first of the next; of NEXT_STEP ones after a junk row
     all_obs, actions, all_outputs, *results = ppo.stacked(steps)  # (T, N, ...) each
-    log_prob = agent.head.log_prob(all_outputs, actions)  # of all steps at once: the policy has not changed
+    log_prob = agent.head.log_prob(all_outputs, actions)  # from what the policy said then, all steps at once
     return Carry(state, obs), Rollout(all_obs, actions, log_prob, *results)
 
 
@@ -249,7 +259,8 @@ def advantages(
     """What the updates learn from. `next_obs` (N, *S) follows after the rollout."""
     values = prepared.value(torch.cat([rollout.obs, next_obs[None]]))  # (T + 1, N)
     value, next_value = values[:-1], values[1:]
-    # A NaN or an infinity in any process: no update and no statistic of this iteration changes anything.
+    # sound: no number of this iteration was NaN or infinite, in any process. Where it is False, no statistic changes.
+    # active: updates are made. Where it is False, adam_ and adapt_ change nothing. `descend` and `epochs` clear both.
     learner.sound.copy_(ppo.all_finite(rollout.obs, rollout.reward, values, reduce=prepared.reduce))
     learner.active.copy_(learner.sound)
 
@@ -257,7 +268,8 @@ def advantages(
     if agent.normalize_reward is not None:
         reward = agent.normalize_reward.update_(reward, done, rollout.valid, learner.sound, prepared.reduce)
     # Where an episode was cut off, the value that follows is that of its own last observation, not of the next reset.
-    # Where it terminated, nothing follows, which gae knows.
+    # Where it terminated, gae puts nothing after it; it stops the sum over later steps at both. So junk rows, which
+    # stand behind an end, reach no other row, and in the loss they are masked.
     cut = rollout.truncated & ~rollout.terminated
     next_value = ppo.successor_values(agent.value, rollout.final_obs, cut, next_value)
     advantage, returns = ppo.gae(
@@ -268,7 +280,8 @@ def advantages(
 
 
 def shuffled(args: Args, reduce: Callable[[Tensor], Tensor] | None, batch: Batch, order: Tensor) -> Batch:
-    """The batch in this order (B,), its advantages normalised within each minibatch, over the rows of all processes."""
+    """The batch in this order (B,), its advantages normalised within each minibatch, as `epochs` will cut it, over the
+    valid rows of all processes."""
     batch = Batch._make(None if x is None else x[order] for x in batch)
     if args.norm_adv:
         normal = ppo.normalize_minibatches(batch.advantage, args.num_minibatches, batch.valid, reduce)
@@ -279,7 +292,8 @@ def shuffled(args: Args, reduce: Callable[[Tensor], Tensor] | None, batch: Batch
 def loss(agent: Agent, args: Args, minibatch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     """PPO's loss on one minibatch (M rows), and the numbers to log of it, which appear as losses/<name>.
 
-    The loss and each number has to be a mean over the valid rows: large minibatches are worked through in parts.
+    The loss and each number has to be a mean over the valid rows (ppo.masked_mean: 0 where there are none), because
+    minibatches are worked through in parts.
     """
     log_prob, entropy, value = agent(minibatch.obs, minibatch.action)
     log_ratio = log_prob - minibatch.log_prob
@@ -299,34 +313,35 @@ def loss(agent: Agent, args: Args, minibatch: Batch) -> tuple[Tensor, dict[str, 
     return policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy, statistics
 
 
-def descend(args: Args, learner: Learner, gradient: Tensor, losses: Tensor) -> Tensor:
+def descend(args: Args, learner: Learner, gradient: Tensor, logged: Tensor) -> Tensor:
     """Clip the gradient (P,) of all parameters together and take one step of Adam, in place; returns its norm before.
 
-    A NaN or infinity in the gradient or the logged losses (S,) ends the updates of this iteration: nothing moves.
+    A NaN or infinity in the gradient or among the logged numbers ends the updates of this iteration: nothing moves any
+    more. What the session does then is `--on-nan`'s business.
     """
     gradient, norm = clip_gradient(gradient, args.max_grad_norm)
-    learner.sound.logical_and_(torch.cat([losses, norm[None]]).isfinite().all())
+    learner.sound.logical_and_(torch.cat([logged, norm[None]]).isfinite().all())
     learner.active.logical_and_(learner.sound)
-    adam_(learner, gradient)
+    adam_(learner, gradient)  # does nothing unless learner.active
     return norm
 
 
 def epochs(
-    args: Args, learner: Learner, batch: Batch, draw: torch.Generator, prepared: Executables
+    args: Args, learner: Learner, batch: Batch, generator: torch.Generator, prepared: Executables
 ) -> dict[str, Tensor]:
     """K passes over the batch in shuffled minibatches; the mean of what was logged, over the updates that were made."""
     made = Means()
     sizes = ppo.even_sizes(args.batch_size, args.num_minibatches)
     for _ in range(args.update_epochs):
-        order = torch.randperm(args.batch_size, generator=draw, device=draw.device)
+        order = torch.randperm(args.batch_size, generator=generator, device=generator.device)
         for minibatch in ppo.split(prepared.shuffled(batch, order), sizes):  # every row once
-            active = learner.active.float()
-            gradient, losses = prepared.gradient(minibatch)  # loss, backward
-            grad_norm = prepared.descend(learner, gradient, losses.values)  # clip, Adam
-            made.add(losses, weight=active, grad_norm=grad_norm)
-        approx_kl = losses["approx_kl"]  # of the epoch's last minibatch
-        if args.lr_schedule == "kl" and len(made) > 1:  # before the first update it is 0, or a rounding
-            adapt_(learner, approx_kl, args.desired_kl)
+            active = learner.active.float()  # 0 after a stop: this update then counts for nothing
+            gradient, logged = prepared.gradient(minibatch)  # loss, backward
+            grad_norm = prepared.descend(learner, gradient, logged.numbers)  # clip, Adam
+            made.add(logged, weight=active, grad_norm=grad_norm)
+        approx_kl = logged["approx_kl"]  # of the epoch's last minibatch, before its update
+        if args.lr_schedule == "kl" and len(made) > 1:  # the very first update has a KL of 0, or a rounding
+            adapt_(learner, approx_kl, args.desired_kl)  # does nothing unless learner.active
         if args.target_kl is not None:
             learner.active.logical_and_(approx_kl <= args.target_kl)
             # A GPU would have to be waited for to look: there the other updates run and change nothing.
@@ -342,12 +357,12 @@ def learn(
     rollout: Rollout,
     next_obs: Tensor,
     episodes: Episodes,
-    draw: torch.Generator,
+    generator: torch.Generator,
     prepared: Executables,
 ) -> tuple[Batch, Metrics]:
     """Advantages, epochs, and what is logged of the iteration; moves learner, normalisers and `episodes` on."""
     batch = advantages(args, agent, learner, rollout, next_obs, prepared)
-    losses = epochs(args, learner, batch, draw, prepared)
+    losses = epochs(args, learner, batch, generator, prepared)
     losses["explained_variance"] = ppo.explained_variance(batch.value, batch.returns, batch.valid)
     if agent.normalize_obs is not None:
         # After the updates, so that the policy which was updated is the one that acted: its first ratio is 1.
@@ -359,6 +374,7 @@ def learn(
     episodes.lengths.copy_(ended.carry_length)
     means = {f"losses/{name}": x for name, x in losses.items()}
     means["charts/learning_rate"] = learner.learning_rate
+    # These five belong to the session; a further number is a mean.
     sums = {
         "returns": ended.return_sum,  # of the episodes that ended
         "lengths": ended.length_sum,
@@ -373,17 +389,18 @@ def make_iteration(
     args: Args, envs: environments.Environments, agent: Agent, learner: Learner, engine: Engine
 ) -> Iteration:
     """One iteration in two halves, iteration.collect() and iteration.learn(), as the engine runs them."""
-    draw = engine.generator(args.seed)  # of actions and minibatches
+    generator = engine.generator(args.seed)  # of actions and minibatches
     obs = envs.reset(seed=args.seed)[0].clone()
-    carry = Carry(envs.state, obs)  # moved on in place by every rollout
+    carry = Carry(envs.state, obs)
     episodes = Episodes(
         returns=torch.zeros(args.num_envs, dtype=torch.float64, device=engine.device),
         lengths=torch.zeros(args.num_envs, dtype=torch.int64, device=engine.device),
     )
 
-    # Executables: here, and only here, functions are handed to the engine, to run as they are, recorded, compiled or in
-    # CUDA graphs. A function may change the tensors among its arguments in place and nothing else; what it reads
-    # besides, such as args, has to stay as it is.
+    # Executables: here functions are handed to the engine. collect (a few steps at a time), value, shuffled, gradient
+    # and descend are one graph each: recorded or compiled, by the engine's mode; what stands between them runs as it
+    # is. On a GPU each of the two halves below is one CUDA graph besides. Such a function may change the tensors among
+    # its arguments in place and nothing else; what it reads besides, such as args, has to stay as it is.
     rollouts = engine.rollouts(collect, agent, envs, carry, args.num_steps)
     prepared = Executables(
         value=engine.in_parts(Agent.value, agent),
@@ -394,12 +411,13 @@ def make_iteration(
     )
 
     def collect_half() -> None:
-        action_noise = agent.head.draw_noise((args.num_steps, args.num_envs), draw)
+        action_noise = agent.head.draw_noise((args.num_steps, args.num_envs), generator)
+        # Calls `collect`, moves `carry` on in place and leaves what it gave as rollouts.rollout.
         rollouts.collect(Noise(action_noise, envs.draw_noise(args.num_steps)))
 
     def learn_half() -> Metrics:
         rollout = rollouts.rollout
-        batch, metrics = learn(args, agent, learner, rollout, carry.obs, episodes, draw, prepared)
+        batch, metrics = learn(args, agent, learner, rollout, carry.obs, episodes, generator, prepared)
         engine.show(advantage=batch.advantage.view_as(rollout.reward))  # to --verify, and in a crash file
         return metrics
 
@@ -407,7 +425,7 @@ def make_iteration(
         obs.copy_(envs.restart() if seed is None else envs.reset(seed=seed)[0])
 
     state = train_state(agent, learner, carry, carry_return=episodes.returns, carry_length=episodes.lengths)
-    generators = [draw] if envs.generator is None else [draw, envs.generator]
+    generators = [generator] if envs.generator is None else [generator, envs.generator]
     # Tensor environments go on from their state, which is part of `carry`; those on the host can only begin anew.
     return engine.iteration(
         collect_half, learn_half, state, generators, restart=None if envs.pure else restart, seed=args.seed
@@ -415,14 +433,15 @@ def make_iteration(
 
 
 def setup(args: Args, device: torch.device) -> tuple[environments.Environments, Agent, Learner]:
-    """Environments, agent and learner. The flags alone decide them: equal flags give equal ones."""
+    """Environments, agent and learner, by the flags alone. The learner's theta is a flat vector of the agent's
+    parameters, which are views of it from now on: what moves the one moves the other."""
     envs = environments.make(args.env_id, args.num_envs, device, args.backend, **args.env_options)
     agent = Agent(envs, args, torch.Generator().manual_seed(args.seed)).to(device)
     return envs, agent, new_learner(flatten_parameters(agent), args.learning_rate)
 
 
 def scheduled_rate(args: Args, iteration: int) -> float:
-    """The learning rate of an iteration, counted from 0, where it is constant or falls linearly to 0."""
+    """The learning rate of an iteration, counted from 0: constant, or falling linearly, to 0 after the last one."""
     if args.lr_schedule == "linear" and args.anneal_lr:
         return args.learning_rate * (1.0 - iteration / args.num_iterations)
     return args.learning_rate
@@ -430,19 +449,21 @@ def scheduled_rate(args: Args, iteration: int) -> float:
 
 def train(args: Args, watch: Stopwatch | None = None) -> dict[str, Any]:
     """Train, evaluate, leave a run folder; returns what result.json holds. A flag that can't work is a ValueError."""
-    args, beginning = session.settle(args)
+    args, beginning = settle(args)  # --resume and the preset applied: the flags, and the checkpoint to go on from
     args.check()
     device = process.prepare(args)
     if args.verify:
-        return session.compare_paths(args, setup, make_iteration, device)
-    with ranks.init(device) as group, session.Session(args, group, beginning, watch) as run:
+        return compare_paths(args, setup, make_iteration, device)
+    with ranks.init(device) as group, Session(args, group, beginning, watch) as run:
         own = run.share(args)  # the flags of this process: its part of the environments, a seed of its own
         envs, agent, learner = setup(own, group.device)
-        group.broadcast_(learner.theta)
-        engine = Engine(own, group, run.start(envs, agent).mode)
+        group.broadcast_(learner.theta)  # all start from the first process's parameters
+        plan = run.start(envs, agent)  # opens the run folder, and decides by the flags how functions are to run
+        engine = Engine(own, group, plan.mode)  # "eager", "recorded" or "compiled"
         iteration = make_iteration(own, envs, agent, learner, engine)
         for i in run.iterations(iteration):
             if args.lr_schedule != "kl":  # which adapts it after every epoch
+                # The factor is 1, and half of it after each --on-nan rollback.
                 learner.learning_rate.fill_(scheduled_rate(args, i) * run.rate_factor)
             with run.environment_faults(iteration):  # one that dies is started again, or the run is saved and stops
                 iteration.collect()

@@ -176,7 +176,7 @@ def test_a_kl_stop_comes_when_that_of_all_rows_does(halves: list[dict[str, torch
         order = torch.cat([torch.cat([mine, other + HALF]) for mine, other in zip(*parts, strict=True)])
         for minibatch in ppo.split(run.shuffled(batch, order), [ROWS // args.num_minibatches] * args.num_minibatches):
             gradient, losses = run.gradient(minibatch)
-            run.descend(learner, gradient, losses.values)
+            run.descend(learner, gradient, losses.numbers)
         assert args.target_kl is not None
         if losses["approx_kl"] > args.target_kl:
             break

@@ -12,11 +12,11 @@ class Statistics:
     """What one update logs. The numbers lie in one tensor, so that they can be summed over processes at once."""
 
     names: tuple[str, ...]
-    values: Tensor  # (S,)
+    numbers: Tensor  # (S,)
 
     def __getitem__(self, name: str) -> Tensor:
         """The number of this name, ()."""
-        return self.values[self.names.index(name)]
+        return self.numbers[self.names.index(name)]
 
 
 class Means:
@@ -40,7 +40,7 @@ class Means:
             more: further numbers by name, each ().
         """
         self._names = statistics.names
-        self._rows.append(statistics.values)
+        self._rows.append(statistics.numbers)
         self._weights.append(weight)
         for name, x in more.items():
             self._more.setdefault(name, []).append(x)

@@ -36,9 +36,8 @@ from ppo_fast.run.console import Console
 from ppo_fast.run.crash import Crash
 from ppo_fast.run.interrupt import Stopped, StopSignal
 from ppo_fast.run.payload import Progress, RankState
-from ppo_fast.run.settle import Beginning, settle as settle
+from ppo_fast.run.settle import Beginning
 from ppo_fast.run.stopwatch import Stopwatch
-from ppo_fast.run.verification import compare_paths as compare_paths
 
 MAX_RUNTIME_STATUS = 5
 FAULT_STATUS = 6

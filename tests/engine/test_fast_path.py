@@ -343,10 +343,10 @@ def updated(run, learner, minibatch, parts=1):
         mine.copy_(x)  # the agent's parameters are views of this learner's
     functions = run.executables(parts=parts)
     gradient, losses = functions.gradient(minibatch)
-    norm = functions.descend(run.learner, gradient, losses.values)
+    norm = functions.descend(run.learner, gradient, losses.numbers)
     for x, mine in zip(learner, run.learner, strict=True):
         x.copy_(mine)
-    return torch.cat([losses.values, norm[None]])
+    return torch.cat([losses.numbers, norm[None]])
 
 
 def ratios(run, minibatch):

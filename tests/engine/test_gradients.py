@@ -177,8 +177,8 @@ def test_a_minibatch_in_parts_has_the_gradient_of_the_whole(masked: bool) -> Non
     for parts in (2, 3, 65):
         found, numbers = whole_gradient(parts)(rows)
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(numbers.values, wanted_numbers.values, rtol=1e-5, atol=1e-6)
-        assert torch.equal(numbers["mean"], numbers.values[1])
+        torch.testing.assert_close(numbers.numbers, wanted_numbers.numbers, rtol=1e-5, atol=1e-6)
+        assert torch.equal(numbers["mean"], numbers.numbers[1])
 
 
 @pytest.mark.parametrize("masked", [False, True])
@@ -212,4 +212,4 @@ def test_two_processes_have_the_gradient_of_all_their_rows(masked: bool, parts: 
     for half in halves:
         found, numbers = whole_gradient(parts, 2, collecting([]))(half)
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
-        torch.testing.assert_close(numbers.values, wanted_numbers.values, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(numbers.numbers, wanted_numbers.numbers, rtol=1e-5, atol=1e-6)
