@@ -264,9 +264,9 @@ print(*[process.pid for process in env.processes], flush=True)
 {end}
 """
     # Output goes on through a pipe that the workers hold open too, if they live.
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, timeout=30, cwd=Path(__file__).parent.parent
-    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=30, env=environment)
     assert done.returncode == (1 if end == "raise KeyError" else -9), done.stderr
     pids = [int(pid) for pid in done.stdout.split()]
     assert len(pids) == 2 and vanish(pids)
