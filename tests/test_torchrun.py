@@ -121,7 +121,7 @@ def see_half(folder: str) -> None:
 
             before = [x.clone() for x in learner]
             draw = torch.Generator().manual_seed(ranks.rank)
-            program.learn(share, learner, batch, draw, executables(share, agent, learner, ranks))
+            program.epochs(share, learner, batch, draw, executables(share, agent, learner, ranks))
             saved[f"theta {masked}"], saved[f"steps {masked}"] = learner.theta.clone(), learner.step.clone()
             for x, old in zip(learner, before, strict=True):
                 x.copy_(old)
