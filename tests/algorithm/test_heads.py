@@ -112,8 +112,9 @@ def test_a_forbidden_action_has_no_probability_and_is_never_drawn() -> None:
     allowed[:, 2] = 1.0
     masked = heads.masked(logits, allowed)
     noise = torch.rand(20_000, generator=draw)
-    noise[:4] = torch.tensor([0.0, 0.0, LARGEST_NOISE, LARGEST_NOISE])
-    for action in (head.sample(masked, noise), head.mode(masked)):
+    least, largest = torch.zeros(20_000), torch.full((20_000,), LARGEST_NOISE)
+    drawn = [head.sample(masked, x) for x in (noise, least, largest)]
+    for action in (*drawn, head.mode(masked)):
         assert allowed.gather(1, action[:, None]).min() == 1
     action = head.sample(masked, noise)
     log_prob, entropy = head.log_prob_entropy(masked, action)

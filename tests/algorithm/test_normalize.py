@@ -75,6 +75,16 @@ def test_an_unsound_batch_changes_nothing() -> None:
     assert all(torch.equal(tensor, before[name]) for name, tensor in layer.named_buffers())
 
 
+def test_unsound_rewards_change_neither_statistics_nor_the_return_so_far() -> None:
+    layer, done = normalize.Rewards(4, 0.9), torch.zeros(5, 4, dtype=torch.bool)
+    layer.update_(some(5, 4, seed=3), done)
+    before = {name: tensor.clone() for name, tensor in layer.named_buffers()}
+    assert "carry" in before and before["carry"].all()
+    for reward in (some(5, 4, seed=4), some(5, 4, seed=4) * torch.nan):
+        layer.update_(reward, done, sound=torch.tensor(False))
+        assert all(torch.equal(tensor, before[name]) for name, tensor in layer.named_buffers())
+
+
 def test_observations_are_centred_scaled_and_cut_off() -> None:
     layer, x = normalize.Observations(2), some(40, 50, 2, seed=4, scale=5.0, shift=-3.0)
     assert torch.equal(layer(x.clamp(-9, 9)), x.clamp(-9, 9))  # nothing is known before the first update

@@ -74,6 +74,15 @@ def test_flatten_and_views_are_inverse() -> None:
     assert not views(theta, shapes)["b"].any()
 
 
+def test_the_order_of_the_numbers_stays_as_it_is() -> None:
+    """Checkpoints hold this vector: slots in the parameters' order; a weight of few inputs stands there by input."""
+    thin, wide = torch.arange(60.0).view(20, 3), torch.arange(240.0).view(12, 20)
+    theta = flatten([torch.tensor(7.0), thin, wide])
+    assert theta[0] == 7 and not theta[1:16].any()
+    assert torch.equal(theta[16:76].view(3, 20).t(), thin) and not theta[76:80].any()
+    assert torch.equal(theta[80:].view(12, 20), wide)
+
+
 def test_padding_stays_zero_under_updates() -> None:
     """Its gradient is 0, so neither Adam nor a gradient norm sees it."""
     module = Net()
