@@ -114,8 +114,9 @@ def main(args: Args) -> int:
         )
         try:
             for name in args.only or CASES:
-                sides = [run(tree, name, Path(scratch) / f"{name}-{side}") for side, tree in enumerate((other, root))]
-                parted = difference(*sides, args.ignore)
+                before = run(other, name, Path(scratch) / f"{name}-before")
+                now = run(root, name, Path(scratch) / f"{name}-now")
+                parted = difference(before, now, args.ignore)
                 wrong += bool(parted)
                 print(f"{name:<30}{parted or 'equal'}", flush=True)
         finally:
