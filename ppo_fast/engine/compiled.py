@@ -5,8 +5,9 @@
 What is neither a tensor nor a number in its arguments has to stay as it is from call to call.
 """
 
-import types
 from collections.abc import Callable
+from functools import partial
+from types import CodeType, FunctionType
 from typing import Any
 
 import torch
@@ -29,32 +30,49 @@ CPU_OPTIONS = {
 class Compiled:
     """A function, or a partial of one, as one graph for each set of shapes; a graph break is an error.
 
-    A call of shapes that were there before goes straight to their code. torch.compile's own way there looks again at
-    everything that was read while compiling, which takes as long as a small update. Here nothing of it changes within a
-    run: numbers and shapes in the arguments make another key, and all other objects have to stay as they were.
+    torch.compile replaces the function's code object by one that calls its kernels. Before every call it checks whether
+    anything has changed that it read while compiling, which takes as long as a small update. Here nothing of it changes
+    within a run: numbers and shapes in the arguments make another key, and all other objects have to stay as they were.
+    So the new code is kept by key, and called without those checks.
     """
 
-    def __init__(self, function: Any) -> None:
-        self._first, function = getattr(function, "args", ()), getattr(function, "func", function)
-        # Its own code object: dynamo keeps what it compiled per code object, and another run's flags are not ours.
-        code, self._rest = function.__code__.replace(), (function.__name__, function.__defaults__, function.__closure__)
-        self._own = types.FunctionType(code, function.__globals__, *self._rest)
-        self._compile: Any = None
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self._constant: tuple = ()
+        if isinstance(function, partial):
+            self._constant = function.args
+            function = function.func
+        # torch.compile remembers by code object what it compiled, and another run's flags are not ours.
+        self._function = _with_code(function, function.__code__.replace())
+        self._compile: Callable[..., Any] | None = None
         self._direct: dict[tuple, Callable[..., Any]] = {}
 
     def __call__(self, *args: Any) -> Any:
         key = shapes(args)
         direct = self._direct.get(key)
-        if direct is not None:
-            return direct(*self._first, *args)
+        if direct is None:
+            return self._first_call(key, args)
+        return direct(*self._constant, *args)
+
+    def _first_call(self, key: tuple, args: tuple) -> Any:
+        """Compile for these shapes, and call."""
+        from torch._dynamo.convert_frame import register_bytecode_hook  # seconds that an eager run does not spend
+
         if self._compile is None:
             options: Any = CPU_OPTIONS if next(tensors(args)).device.type == "cpu" else None
-            self._compile = torch.compile(self._own, fullgraph=True, dynamic=False, options=options)
-        before = self._codes()
-        result = self._compile(*self._first, *args)
-        new = [code for code in self._codes() if code not in before]
-        if len(new) == 1:  # it takes the function's own arguments
-            self._direct[key] = types.FunctionType(new[0], self._own.__globals__, *self._rest)
+            self._compile = torch.compile(self._function, fullgraph=True, dynamic=False, options=options)
+        made: list[CodeType] = []
+
+        def note(code: CodeType, new_code: CodeType) -> None:
+            if code is self._function.__code__:
+                made.append(new_code)
+
+        hook = register_bytecode_hook(note)
+        try:
+            result = self._compile(*self._constant, *args)
+        finally:
+            hook.remove()
+        if len(made) == 1:  # else torch.compile is asked again the next time: slower, but as good
+            self._direct[key] = _with_code(self._function, made[0])
         return result
 
     @property
@@ -62,8 +80,7 @@ class Compiled:
         """Whether it was ever called."""
         return self._compile is not None
 
-    def _codes(self) -> list[types.CodeType]:
-        """What dynamo has made of this function."""
-        from torch._dynamo.eval_frame import _debug_get_cache_entry_list  # seconds that an eager run does not spend
 
-        return [entry.code for entry in _debug_get_cache_entry_list(self._own.__code__)]
+def _with_code(function: Any, code: CodeType) -> Any:
+    """The same function with another code object, which takes the same arguments."""
+    return FunctionType(code, function.__globals__, function.__name__, function.__defaults__, function.__closure__)
