@@ -32,7 +32,13 @@ VARIANTS: dict[str, dict[str, Any]] = {
 
 def small(**flags: Any) -> Args:
     """Flags of a run that takes milliseconds."""
-    sizes = {"num_envs": 8, "num_steps": 4, "num_minibatches": 4, "update_epochs": 4, "total_timesteps": 8 * 4 * 10}
+    sizes: dict[str, Any] = {
+        "num_envs": 8,
+        "num_steps": 4,
+        "num_minibatches": 4,
+        "update_epochs": 4,
+        "total_timesteps": 8 * 4 * 10,
+    }
     return Args(**(sizes | {"learning_rate": 2.5e-3, "cuda": False} | flags))
 
 

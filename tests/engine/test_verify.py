@@ -8,27 +8,32 @@ from typing import Any
 
 import pytest
 import torch
+from iterations import CPU, built
 from torch import Tensor
 
 from ppo_fast import train
-from ppo_fast.algorithm import ppo
+from ppo_fast.algorithm import adam, ppo
+from ppo_fast.algorithm.statistics import Metrics
 from ppo_fast.engine import verify
+from ppo_fast.engine.engine import Engine
+from ppo_fast.engine.iteration import Iteration, TrainState
+from ppo_fast.engine.ranks import Ranks
 
-CPU = torch.device("cpu")
 SMALL = train.Args(num_envs=16, num_steps=16, update_epochs=2, num_minibatches=2, compile="off")
 EPSILON = 2.0**-23
 
 
-def path(args: train.Args = SMALL) -> Any:
+def path(args: train.Args = SMALL) -> Iteration:
     """The eager path of the program."""
-    return train.make_iteration(args, *train.setup(args, CPU), fast=False)
+    return built(args).iteration
 
 
 class Changed:
     """A path with another `collect` or `learn`."""
 
-    def __init__(self, whole: Any, collect: Callable | None = None, learn: Callable | None = None) -> None:
+    def __init__(self, whole: Iteration, collect: Callable | None = None, learn: Callable | None = None) -> None:
         self.state, self.generators, self.whole = whole.state, whole.generators, whole
+        self.restart = whole.restart
         self._collect, self._learn = collect, learn
 
     def collect(self) -> None:
@@ -36,7 +41,7 @@ class Changed:
         if self._collect:
             self._collect(self.state)
 
-    def learn(self) -> Tensor:
+    def learn(self) -> Metrics:
         return self.whole.learn() if self._learn is None else self._learn(self.whole)
 
 
@@ -51,10 +56,10 @@ def patched(owner: Any, name: str, value: Any) -> Iterator[None]:
         setattr(owner, name, before)
 
 
-def with_patch(owner: Any, name: str, value: Any) -> Callable[[Any], Tensor]:
+def with_patch(owner: Any, name: str, value: Any) -> Callable[[Any], Metrics]:
     """A `learn` during which `owner.name` is `value`."""
 
-    def learn(whole: Any) -> Tensor:
+    def learn(whole: Any) -> Metrics:
         with patched(owner, name, value):
             return whole.learn()
 
@@ -63,7 +68,7 @@ def with_patch(owner: Any, name: str, value: Any) -> Callable[[Any], Tensor]:
 
 def verdict(fast: Any, eager: Any, updates: int = 3, **rest: Any) -> tuple[bool, list[str]]:
     said: list[str] = []
-    return verify.compare(fast, eager, updates, said.append, train.METRICS, **rest), said
+    return verify.compare(fast, eager, updates, said.append, **rest), said
 
 
 @pytest.mark.parametrize("env_id", ["CartPole-v1", "Acrobot-v1", "Pendulum-v1", "MountainCarContinuous-v0"])
@@ -79,10 +84,11 @@ def test_a_path_agrees_with_itself(env_id: str) -> None:
 def test_rounding_of_parameters_is_forgiven(seed: int) -> None:
     draw = torch.Generator().manual_seed(seed)
 
-    def nudge(state: dict[str, Tensor]) -> None:
-        state["theta"].mul_(1 + EPSILON * (2.0 * torch.randint(0, 2, state["theta"].shape, generator=draw) - 1))
+    def nudge(state: TrainState) -> None:
+        theta = state.learned["theta"]
+        theta.mul_(1 + EPSILON * (2.0 * torch.randint(0, 2, theta.shape, generator=draw) - 1))
 
-    def learn(whole: Any) -> Tensor:
+    def learn(whole: Any) -> Metrics:
         nudge(whole.state)
         return whole.learn()
 
@@ -120,15 +126,15 @@ def test_a_wrong_coefficient_is_caught(flags: dict[str, Any]) -> None:
     assert not holds and said[-1].startswith("error: the fast path diverges in ")
 
 
-def biased_normalization(advantage: Tensor, valid: Tensor | None, sums: Tensor | None) -> Tensor:
+def biased_normalization(advantage: Tensor, valid: Tensor | None) -> Tensor:
     """Divides by N where the right one divides by N - 1, in each minibatch (..., M)."""
     deviation = advantage.std(-1, unbiased=False, keepdim=True)
     return (advantage - advantage.mean(-1, keepdim=True)) / (deviation + 1e-8)
 
 
-def small_adam(learner: Any, gradient: Tensor, only_if_active: bool = False) -> None:
+def small_adam(learner: Any, gradient: Tensor) -> None:
     """Adam with another eps than PPO's."""
-    ADAM(learner, gradient, only_if_active, eps=1e-8)
+    ADAM(learner, gradient, eps=1e-8)
 
 
 def blind_gae(reward: Tensor, value: Tensor, next_value: Tensor, ended: Tensor, cut: Tensor, *how: float) -> Any:
@@ -136,44 +142,45 @@ def blind_gae(reward: Tensor, value: Tensor, next_value: Tensor, ended: Tensor, 
     return GAE(reward, value, next_value, torch.zeros_like(ended), cut | ended, *how)
 
 
-ADAM, GAE = ppo.adam_, ppo.gae
-FAULTS = {
-    "normalize_advantage": biased_normalization,
-    "adam_": small_adam,
-    "gae": blind_gae,
-    "clip_gradient": lambda gradient, _norm: (gradient, gradient.norm()),
+ADAM, GAE = adam.adam_, ppo.gae
+# Where each name is looked up, and what takes its place.
+FAULTS: dict[str, tuple[Any, Callable]] = {
+    "normalize_advantage": (ppo, biased_normalization),
+    "adam_": (train, small_adam),
+    "gae": (ppo, blind_gae),
+    "clip_gradient": (train, lambda gradient, _norm: (gradient, gradient.norm())),
 }
 
 
 @pytest.mark.parametrize("name", FAULTS)
 def test_wrong_mathematics_in_learning_is_caught(name: str) -> None:
     args = replace(SMALL, num_steps=64)  # so that episodes end
-    holds, said = verdict(Changed(path(args), learn=with_patch(ppo, name, FAULTS[name])), path(args))
+    holds, said = verdict(Changed(path(args), learn=with_patch(FAULTS[name][0], name, FAULTS[name][1])), path(args))
     assert not holds, said
 
 
-def scale_reward(state: dict[str, Tensor]) -> None:
-    state["rollout.reward"].mul_(1.0001)
+def scale_reward(state: TrainState) -> None:
+    state.rollout["reward"].mul_(1.0001)
 
 
-def shift_value_of_one_row(state: dict[str, Tensor]) -> None:
-    state["rollout.final_obs"][3, 2] += 1e-4
+def shift_value_of_one_row(state: TrainState) -> None:
+    state.rollout["final_obs"][3, 2] += 1e-4
 
 
-def flip_actions(state: dict[str, Tensor]) -> None:
-    state["rollout.action"][:, ::2] ^= 1
+def flip_actions(state: TrainState) -> None:
+    state.rollout["action"][:, ::2] ^= 1
 
 
-def fold_truncation(state: dict[str, Tensor]) -> None:
-    state["rollout.terminated"] |= state["rollout.truncated"]
+def fold_truncation(state: TrainState) -> None:
+    state.rollout["terminated"] |= state.rollout["truncated"]
 
 
-def lose_the_state(state: dict[str, Tensor]) -> None:
-    state["env0"][:, 0] += 1e-3
+def lose_the_state(state: TrainState) -> None:
+    state.environments["env0"][:, 0] += 1e-3
 
 
-def one_nan(state: dict[str, Tensor]) -> None:
-    state["rollout.log_prob"][5, 5] = math.nan
+def one_nan(state: TrainState) -> None:
+    state.rollout["log_prob"][5, 5] = math.nan
 
 
 @pytest.mark.parametrize(
@@ -202,15 +209,16 @@ def test_a_stale_copy_of_the_parameters_is_caught() -> None:
     envs, agent, learner = train.setup(SMALL, CPU)
     weight = agent.get_parameter("actor.layers.0.weight")
     weight.data = weight.data.clone()
-    holds, said = verdict(train.make_iteration(SMALL, envs, agent, learner, fast=False), path(), updates=2)
+    stale = train.make_iteration(SMALL, envs, agent, learner, Engine(SMALL, Ranks(CPU), "eager"))
+    holds, said = verdict(stale, path(), updates=2)
     assert not holds and "log_prob" in said[-1]
 
 
 @pytest.mark.parametrize("where", ["fast", "both"])
 def test_nan_in_parameters_is_divergence_wherever_it_is(where: str) -> None:
-    def broken(whole: Any) -> Tensor:
+    def broken(whole: Any) -> Metrics:
         metrics = whole.learn()
-        whole.state["theta"][0] = math.nan
+        whole.state.learned["theta"][0] = math.nan
         return metrics
 
     eager = Changed(path(), learn=broken) if where == "both" else path()
@@ -219,10 +227,10 @@ def test_nan_in_parameters_is_divergence_wherever_it_is(where: str) -> None:
 
 
 def test_nan_of_one_path_alone_is_divergence_of_a_metric() -> None:
-    def told(value: float) -> Callable[[Any], Tensor]:
-        def learn(whole: Any) -> Tensor:
+    def told(value: float) -> Callable[[Any], Metrics]:
+        def learn(whole: Any) -> Metrics:
             metrics = whole.learn()
-            metrics[train.METRICS.index("losses/explained_variance")] = value
+            metrics.means["losses/explained_variance"].fill_(value)
             return metrics
 
         return learn
@@ -236,14 +244,13 @@ def test_nan_of_one_path_alone_is_divergence_of_a_metric() -> None:
 
 def test_advantages_are_compared_where_a_path_has_them() -> None:
     def with_advantages(error: float) -> Any:
-        whole = path()
-        whole.state["advantage"] = torch.ones(16, 16)
+        def learn(whole: Any) -> Metrics:
+            metrics = whole.learn()
+            advantage = whole.state.rollout["advantage"]
+            advantage.add_(error * (1 + advantage.abs()))
+            return metrics
 
-        def learn(whole: Any) -> Tensor:
-            whole.state["advantage"].fill_(1.0 + error)
-            return whole.learn()
-
-        return Changed(whole, learn=learn)
+        return Changed(path(), learn=learn)
 
     assert verdict(with_advantages(1e-6), with_advantages(0.0))[0]
     holds, said = verdict(with_advantages(1e-4), with_advantages(0.0))
@@ -256,10 +263,10 @@ def test_one_unlucky_update_is_forgiven_a_habit_is_not() -> None:
     def path_that_jumps(in_updates: tuple[int, ...]) -> Any:
         calls = [0]
 
-        def learn(whole: Any) -> Tensor:
+        def learn(whole: Any) -> Metrics:
             metrics = whole.learn()
             if calls[0] in in_updates:
-                whole.state["theta"][:50] += 2e-4
+                whole.state.learned["theta"][:50] += 2e-4
             calls[0] += 1
             return metrics
 
@@ -269,44 +276,45 @@ def test_one_unlucky_update_is_forgiven_a_habit_is_not() -> None:
     assert not verdict(path_that_jumps((0, 1)), path(), updates=3)[0]
 
 
-def test_chaos_of_the_environment_is_no_fault_but_a_jump_is() -> None:
-    """A deviation may grow from step to step; it may not come from nowhere."""
+def rolled_out() -> TrainState:
+    """What a first rollout leaves; the same every time."""
     eager = path()
     eager.collect()
-    state = {name: x.clone() for name, x in eager.state.items()}
-    grown = {name: x.clone() for name, x in state.items()}
+    return eager.state
+
+
+def test_chaos_of_the_environment_is_no_fault_but_a_jump_is() -> None:
+    """A deviation may grow from step to step; it may not come from nowhere."""
+    state, grown = rolled_out(), rolled_out()
     growth = 1e-7 * 3.0 ** torch.arange(16.0)  # up to 1.4 in the last step
-    grown["rollout.obs"] += growth[:, None, None]
-    grown["rollout.reward"] += growth[:, None]
-    grown["obs"] += 3 * growth[-1]
+    grown.rollout["obs"] += growth[:, None, None]
+    grown.rollout["reward"] += growth[:, None]
+    grown.environments["obs"] += 3 * growth[-1]
     deviations, flips, likely, rows = verify.collected(grown, state, 2.0**-24)
     assert max(deviations.values()) < verify.STEP * 2.0**-24
     assert (flips, rows) == (0, 256) and likely > 1
-    grown["rollout.reward"][2] += 1e-4
+    grown.rollout["reward"][2] += 1e-4
     assert verify.collected(grown, state, 2.0**-24)[0]["reward"] > verify.STEP * 2.0**-24
 
 
 def test_rows_after_a_flip_are_left_out_in_that_environment_alone() -> None:
-    eager = path()
-    eager.collect()
-    state = {name: x.clone() for name, x in eager.state.items()}
-    parted = {name: x.clone() for name, x in state.items()}
-    parted["rollout.action"][4, 7] ^= 1
-    parted["rollout.log_prob"][4:, 7] += 1.0
-    parted["rollout.obs"][5:, 7] += 1.0
-    parted["env0"][7] += 1.0
-    parted["obs"][7] += 1.0
+    state, parted = rolled_out(), rolled_out()
+    parted.rollout["action"][4, 7] ^= 1
+    parted.rollout["log_prob"][4:, 7] += 1.0
+    parted.rollout["obs"][5:, 7] += 1.0
+    parted.environments["env0"][7] += 1.0
+    parted.environments["obs"][7] += 1.0
     deviations, flips, _, rows = verify.collected(parted, state, 2.0**-24)
     assert max(deviations.values()) == 0.0
     assert (flips, rows) == (1, 256 - 11)
-    parted["rollout.log_prob"][4:, 8] += 1.0
+    parted.rollout["log_prob"][4:, 8] += 1.0
     assert verify.collected(parted, state, 2.0**-24)[0]["log_prob"] > 0.1
 
 
 def test_flips_are_counted_against_what_is_likely() -> None:
-    def flips(count: int) -> Callable[[dict[str, Tensor]], None]:
-        def fault(state: dict[str, Tensor]) -> None:
-            state["rollout.action"][-1, :count] ^= 1
+    def flips(count: int) -> Callable[[TrainState], None]:
+        def fault(state: TrainState) -> None:
+            state.rollout["action"][-1, :count] ^= 1
 
         return fault
 
@@ -321,9 +329,9 @@ def test_host_environments_go_in_step_until_an_action_flips() -> None:
     assert holds and not any("went apart" in line for line in said)
     collected = []
 
-    def flip(state: dict[str, Tensor]) -> None:
+    def flip(state: TrainState) -> None:
         collected.append(1)
-        state["rollout.action"][-1, 0] ^= 1
+        state.rollout["action"][-1, 0] ^= 1
 
     holds, said = verdict(Changed(path(args), collect=flip), path(args))
     assert holds and "went apart" in said[-1]
@@ -331,8 +339,8 @@ def test_host_environments_go_in_step_until_an_action_flips() -> None:
 
 
 def test_a_coarser_precision_is_judged_by_its_own_rounding() -> None:
-    def coarse(whole: Any) -> Tensor:
-        whole.state["theta"].copy_(whole.state["theta"].bfloat16().float())
+    def coarse(whole: Any) -> Metrics:
+        whole.state.learned["theta"].copy_(whole.state.learned["theta"].bfloat16().float())
         return whole.learn()
 
     assert not verdict(Changed(path(), learn=coarse), path())[0]
@@ -346,7 +354,7 @@ def test_both_paths_end_where_the_eager_one_stands() -> None:
         alone.collect()
         alone.learn()
     verdict(fast, eager, updates=2)
-    for name, x in alone.state.items():
-        assert torch.equal(x, eager.state[name]) and torch.equal(x, fast.state[name]), name
+    for name, x in alone.state.saved().items():
+        assert torch.equal(x, eager.state.saved()[name]) and torch.equal(x, fast.state.saved()[name]), name
     for a, b, c in zip(alone.generators, eager.generators, fast.generators, strict=True):
         assert torch.equal(a.get_state(), b.get_state()) and torch.equal(a.get_state(), c.get_state())
