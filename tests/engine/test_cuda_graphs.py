@@ -1,4 +1,4 @@
-"""Captured iterations without a card: `capture.CudaGraph` on graphs that are emulated on a CPU.
+"""Captured iterations without a card: `CudaGraph` on graphs that are emulated on a CPU.
 
 Like CUDA's own, an emulated graph holds operations and the memory they work on, and nothing of Python: a replay repeats
 the same kernels on the same tensors with the numbers that Python had at capture, whose kernels never ran. So what an
@@ -17,14 +17,16 @@ from unittest.mock import patch
 
 import pytest
 import torch
-from test_fast_path import CPU, RUNS, built, small
+from iterations import CPU, VARIANTS, Built, built, once, small
 from torch import Tensor
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from ppo_fast import train
-from ppo_fast.algorithm import normalize, ppo
-from ppo_fast.engine import capture, profiling
+from ppo_fast.algorithm import normalize, ppo, scan
+from ppo_fast.engine import plan, process, profiling
+from ppo_fast.engine.captured import CudaGraph
+from ppo_fast.engine.iteration import COLLECT, LEARN, Iteration
 
 CARD = torch.device("cuda")
 
@@ -108,9 +110,9 @@ def card(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
     graphs = list[Graph]()
 
     def without_numpy(function: Callable[..., Any]) -> Callable[..., Any]:
-        def called(*args: Any) -> Any:
+        def called(*args: Any, **named: Any) -> Any:
             with patch.object(torch.compiler, "is_compiling", lambda: True):
-                return function(*args)
+                return function(*args, **named)
 
         return called
 
@@ -118,9 +120,9 @@ def card(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
         graphs.append(Graph())
         return graphs[-1]
 
-    monkeypatch.setattr(ppo, "_reverse_sum", without_numpy(ppo._reverse_sum))
-    monkeypatch.setattr(normalize, "discounted", without_numpy(normalize.discounted))
-    monkeypatch.setattr(capture, "fast_products", lambda function: function)
+    for user in (ppo, normalize):
+        monkeypatch.setattr(user, "linear_scan", without_numpy(scan.linear_scan))
+    monkeypatch.setattr(process, "fast_products_are_exact", lambda: False)
     monkeypatch.setattr(torch.Tensor, "is_cuda", property(lambda self: True))
     monkeypatch.setattr(torch.cuda, "Stream", Stream)
     monkeypatch.setattr(torch.cuda, "current_stream", Stream)
@@ -130,125 +132,126 @@ def card(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
     return graphs
 
 
-def followed(args: train.Args, captured: bool, count: int = 5) -> list[Tensor]:
+def captured(args: train.Args) -> Built:
+    """A run whose halves are captured."""
+    run = built(args)
+    run.iteration.warm_up(True, args.seed)
+    return run
+
+
+def followed(run: Built, args: train.Args, count: int = 5) -> list[tuple[dict[str, float], Tensor]]:
     """Metrics and parameters of some iterations with an annealed learning rate, a checkpoint and a way back to it."""
-    learner, iteration = built(args)
-    if captured:
-        iteration.ready(CARD, args.seed)
     seen, saved = [], {}
     for i in range(count):
         if args.lr_schedule == "linear":
-            learner.learning_rate.fill_(args.learning_rate * (1 - i / args.num_iterations))
+            run.learner.learning_rate.fill_(args.learning_rate * (1 - i / args.num_iterations))
         if i == 2:
-            saved = iteration.saved()
-        if i == 3 and iteration.restart is None:  # back by one: the third iteration again
-            iteration.load(saved)
-        seen += [iteration().clone(), learner.theta.clone()]
+            saved = run.iteration.saved()
+        if i == 3 and run.iteration.restart is None:  # back by one: the third iteration again
+            run.iteration.load(saved)
+        seen.append((once(run.iteration), run.learner.theta.clone()))
     return seen
 
 
-@pytest.mark.parametrize("name", [*RUNS, "bf16"])
+@pytest.mark.parametrize("name", [*VARIANTS, "bf16"])
 def test_captured_is_eager_bit_for_bit(card: list[Graph], name: str) -> None:
-    args = dataclasses.replace(small(**RUNS.get(name, {"precision": "bf16"})), compile="off")
-    eager = followed(args, captured=False)
+    args = dataclasses.replace(small(**VARIANTS.get(name, {"precision": "bf16"})), compile="off")
+    eager = followed(built(args), args)
     assert not card
-    captured = followed(args, captured=True)
+    replayed = followed(captured(args), args)
     host = args.backend == "sync"
     assert [graph.replays for graph in card] == [5] * (1 if host else 2)
     if not host:  # the way back repeats an iteration exactly, but for the learning rate
-        assert torch.equal(eager[4][train.METRICS.index("returns")], eager[6][train.METRICS.index("returns")])
-    assert all(torch.equal(a.nan_to_num(9), b.nan_to_num(9)) for a, b in zip(eager, captured, strict=True))
-    assert not torch.equal(captured[1], captured[-1])
+        assert eager[2][0]["returns"] == eager[3][0]["returns"]
+    for (metrics, theta), (wanted, wanted_theta) in zip(replayed, eager, strict=True):
+        assert repr(metrics) == repr(wanted)  # NaN, too
+        assert torch.equal(theta, wanted_theta)
+    assert not torch.equal(replayed[0][1], replayed[-1][1])
 
 
 def test_being_captured_leaves_no_trace(card: list[Graph]) -> None:
     """Warm-up runs and capture are undone: state and generators are those of the beginning."""
     args = dataclasses.replace(small(), compile="off")
-    (_, fresh), (_, ready) = built(args), built(args)
-    ready.ready(CARD, args.seed)
-    a, b = fresh.saved(), ready.saved()
+    a = built(args).iteration.saved()
+    b = captured(args).iteration.saved()
     assert a["tensors"].keys() == b["tensors"].keys() and len(card) == 2
     assert all(torch.equal(x, b["tensors"][name]) for name, x in a["tensors"].items())
     assert all(map(torch.equal, a["generators"], b["generators"]))
 
 
-def test_phases_have_their_names_in_a_profile_of_replays(card: list[Graph]) -> None:
-    _, iteration = built(dataclasses.replace(small(), compile="off"))
-    iteration.ready(CARD)
+def test_halves_have_their_names_in_a_profile_of_replays(card: list[Graph]) -> None:
+    iteration = captured(dataclasses.replace(small(), compile="off")).iteration
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profiler:
-        iteration()
-    assert {capture.COLLECT, capture.LEARN} <= {event.name for event in profiler.events() or ()}
-    assert {capture.COLLECT, capture.LEARN} <= set(profiling.PHASES)
+        once(iteration)
+    assert {COLLECT, LEARN} <= {event.name for event in profiler.events() or ()}
+    assert {COLLECT, LEARN} <= set(profiling.PHASES)
 
 
 def test_graphs_are_given_back(card: list[Graph]) -> None:
     """Before NCCL's group goes, which waits for graphs that hold its collectives."""
-    _, iteration = built(dataclasses.replace(small(), compile="off"))
-    iteration.release()
-    iteration.ready(CARD)
-    iteration()
+    run = built(dataclasses.replace(small(), compile="off"))
+    run.iteration.release()
+    run.iteration.warm_up(True, 1)
+    once(run.iteration)
     assert len(card) == 2 and not any(graph.gone for graph in card)
-    iteration.release()
+    run.iteration.release()
     assert all(graph.gone for graph in card)
 
 
 def test_a_session_gives_them_back(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    released: list[capture.Phases] = []
-    monkeypatch.setattr(capture.Phases, "release", lambda self: released.append(self))
+    released: list[Iteration] = []
+    monkeypatch.setattr(Iteration, "release", lambda self: released.append(self))
     args = small(eval_episodes=1, quiet=True, compile="off", total_timesteps=64, run_root=str(tmp_path))
     train.train(args)
     assert len(released) == 1
 
 
 @pytest.mark.parametrize(
-    ("compiling", "steps", "compiler", "fast", "words"),
+    ("compiling", "steps", "compiler", "mode", "reason"),
     [
-        ("auto", 500_000, "gcc", False, r"captured \(about \d+ s; compiling would take longer than it saves\)"),
-        ("auto", 10**9, "gcc", True, "compiled (a run this long saves more time than compiling takes)"),
-        ("auto", 10**9, None, False, "captured (warning: torch.compile needs a compiler such as gcc; none is found)"),
-        ("on", 500_000, "clang", True, "compiled (--compile on)"),
-        ("off", 10**9, "gcc", False, "eager (--compile off)"),
+        ("auto", 500_000, "gcc", "eager", r"about \d+ s; compiling would take longer than it saves"),
+        ("auto", 10**9, "gcc", "compiled", "a run this long saves more time than compiling takes"),
+        ("auto", 10**9, None, "eager", "warning: torch.compile needs a compiler such as gcc; none is found"),
+        ("on", 500_000, "clang", "compiled", "--compile on"),
+        ("off", 10**9, "gcc", "eager", "--compile off"),
     ],
 )
 def test_what_is_captured(
-    monkeypatch: pytest.MonkeyPatch, compiling: Any, steps: int, compiler: str | None, fast: bool, words: str
+    monkeypatch: pytest.MonkeyPatch, compiling: Any, steps: int, compiler: str | None, mode: str, reason: str
 ) -> None:
     """On a card everything but --compile off; compiled where that pays and a compiler of C is there."""
     monkeypatch.delenv("CC", raising=False)
-    monkeypatch.setattr(capture.shutil, "which", lambda name: name if name == compiler else None)
+    monkeypatch.setattr(plan.shutil, "which", lambda name: name if name == compiler else None)
     args = train.Args(compile=compiling, total_timesteps=steps)
-    decided, wording = capture.decide(args, CARD, 10_000)
-    assert decided == fast and (wording == words or re.fullmatch(words, wording))
-    assert capture.captures(args, CARD) == (compiling != "off") and not capture.captures(args, CPU)
+    decided = plan.decide(args, CARD, 10_000)
+    assert decided.mode == mode and re.fullmatch(reason, decided.reason)
+    assert plan.captures(args, CARD) == (compiling != "off") and not plan.captures(args, CPU)
 
 
-def test_the_exact_path_is_exact_whatever_the_process_allows() -> None:
-    """`--verify --precision tf32` compares with fp32."""
+@pytest.mark.parametrize("exact", [False, True])
+def test_the_exact_path_is_exact_whatever_is_faster(monkeypatch: pytest.MonkeyPatch, exact: bool) -> None:
+    """The reference of `--verify` makes its products in full fp32: on a CPU, and where the process allows tf32."""
     seen: list[str] = []
+    loss = train.loss
 
-    def collect() -> None:
+    def looking(*args: Any) -> Any:
         seen.append(torch.get_float32_matmul_precision())
+        return loss(*args)
 
-    def learn() -> Tensor:
-        collect()
-        return torch.zeros(())
-
-    generator = torch.Generator()
+    monkeypatch.setattr(train, "loss", looking)
+    monkeypatch.setattr(process, "fast_products_are_exact", lambda: True)
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("high")
     try:
-        with patch.object(capture, "fast_products", lambda function: function):
-            phases = capture.Phases(collect, learn, {"theta": torch.zeros(1)}, [generator], None)
-        phases()
-        phases.exact()()
+        once(built(small(), exact=exact).iteration)
         assert torch.get_float32_matmul_precision() == "high"
     finally:
         torch.set_float32_matmul_precision(before)
-    assert seen == ["high"] * 2 + ["highest"] * 2
+    assert set(seen) == {"highest" if exact else "medium"}
 
 
 def test_random_numbers_of_another_device_are_refused_in_a_line() -> None:
-    _, iteration = built(small())
+    iteration = built(small()).iteration
     saved = iteration.saved()
     saved["generators"][0] = torch.zeros(16, dtype=torch.uint8)  # what a GPU's generator has
     with pytest.raises(ValueError, match=r"^--resume: the run was on another kind of device"):
@@ -258,47 +261,46 @@ def test_random_numbers_of_another_device_are_refused_in_a_line() -> None:
 # That the emulation would notice.
 
 
-def in_iteration(change: Callable[[], object]) -> Callable[..., Tensor]:
+def in_iteration(change: Callable[[], object]) -> Callable[..., Any]:
     """`train.learn` after something else."""
     learn = train.learn
 
-    def changed(*args: Any, **named: Any) -> Tensor:
+    def changed(*args: Any) -> Any:
         change()
-        return learn(*args, **named)
+        return learn(*args)
 
     return changed
 
 
 def test_a_number_kept_in_python_would_be_noticed(card: list[Graph], monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[int] = []
-    clip = ppo.clip_gradient
+    clip = train.clip_gradient
     monkeypatch.setattr(train, "learn", in_iteration(lambda: calls.append(1)))
-    monkeypatch.setattr(ppo, "clip_gradient", lambda x, norm: clip(x, norm / (1 + len(calls))))
+    monkeypatch.setattr(train, "clip_gradient", lambda x, norm: clip(x, norm / (1 + len(calls))))
     args = dataclasses.replace(small(), compile="off")
-    eager = followed(args, captured=False)
+    eager = followed(built(args), args)
     calls.clear()
-    captured = followed(args, captured=True)
-    assert not torch.equal(eager[-1], captured[-1])
+    assert not torch.equal(eager[-1][1], followed(captured(args), args)[-1][1])
 
 
 def test_a_look_would_be_noticed(card: list[Graph], monkeypatch: pytest.MonkeyPatch) -> None:
     args = dataclasses.replace(small(), compile="off")
-    learner, iteration = built(args)
-    monkeypatch.setattr(train, "learn", in_iteration(lambda: float(learner.step)))
+    run = built(args)
+    monkeypatch.setattr(train, "learn", in_iteration(lambda: float(run.learner.step)))
     with pytest.raises(AssertionError, match="a look"):
-        iteration.ready(CARD, args.seed)
+        run.iteration.warm_up(True, args.seed)
 
 
 def test_a_generator_nobody_registered_would_be_noticed(card: list[Graph], monkeypatch: pytest.MonkeyPatch) -> None:
     other = torch.Generator(CPU).manual_seed(0)
     monkeypatch.setattr(train, "learn", in_iteration(lambda: torch.rand(3, generator=other)))
     with pytest.raises(AssertionError, match="an unknown generator"):
-        built(dataclasses.replace(small(), compile="off"))[1].ready(CARD)
+        captured(dataclasses.replace(small(), compile="off"))
 
 
 def test_results_hold_nothing_before_the_first_replay(card: list[Graph]) -> None:
     x = torch.arange(3.0)
-    graph = capture.CudaGraph(lambda: x.mul_(2.0) + 1, [])
+    graph = CudaGraph(lambda: x.mul_(2.0) + 1, [])
     assert x.tolist() == [0.0, 8.0, 16.0]  # three warm-up runs, and no more
     assert graph.result.isnan().all()
     assert graph().tolist() == [1.0, 17.0, 33.0]
