@@ -1,5 +1,5 @@
 # Every target uses the tools of the active environment: pip install -e ".[test]" brings them all.
-.PHONY: check format test test-slow
+.PHONY: check format test test-slow test-thorough
 
 check:
 	ruff check .
@@ -15,4 +15,7 @@ test:
 	python -m pytest
 
 test-slow:
-	python -m pytest -m slow --timeout 3600
+	python -m pytest -m slow --timeout 600
+
+test-thorough:
+	python -m pytest -m thorough --timeout 3600

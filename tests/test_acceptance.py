@@ -91,7 +91,7 @@ def test_a_process_that_fails_or_hangs_is_told(monkeypatch: pytest.MonkeyPatch, 
     assert acceptance.ran("", str(tmp_path))["exit_status"] == -1
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_on_this_machine(tmp_path: Path) -> None:
     args = acceptance.Args(variants=("discrete",), updates=2, out=tmp_path)
     record = acceptance.run(dataclasses.replace(args, cuda=False))

@@ -57,7 +57,7 @@ def commands(page: Path) -> list[str]:
 # Each once, and named by the page that has it first.
 WHERE = {line: page.stem for page in [*PAGES[::-1], ROOT / "README.md"] for line in commands(page)}
 COMMANDS = [
-    pytest.param(line, marks=pytest.mark.slow if any(word in line for word in SLOW) else (), id=f"{page}: {line}")
+    pytest.param(line, marks=pytest.mark.thorough if any(word in line for word in SLOW) else (), id=f"{page}: {line}")
     for line, page in WHERE.items()
 ]
 

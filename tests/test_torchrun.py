@@ -259,7 +259,7 @@ def test_resume_with_two_ranks_is_bit_exact(pair: Pair, tmp_path: Path) -> None:
     resume_pairs(pair, tmp_path, count=1, length=6)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_resume_with_two_ranks_is_bit_exact_often(pair: Pair, tmp_path: Path) -> None:
     resume_pairs(pair, tmp_path, count=20, length=40)
 
@@ -392,7 +392,7 @@ def test_a_killed_rank_ends_the_other(pair: Pair, tmp_path: Path, victim: int) -
     assert lose_a_rank(pair, tmp_path, victim, 0.0) < 30
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_killed_rank_ends_the_other_often(pair: Pair, tmp_path: Path, reliability_count: int) -> None:
     count, choose = max(20, reliability_count), random.Random(6)
     seconds = [lose_a_rank(pair, tmp_path / str(i), i % 2, choose.uniform(0, 0.3)) for i in range(count)]
@@ -445,7 +445,7 @@ def test_ranks_that_are_started_again_go_on_where_the_run_was(pair: Pair, tmp_pa
     assert_equal_ends(only_run(tmp_path / "runs"), only_run(tmp_path / "whole"))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_torchrun_restarts_a_run_where_it_was_often(pair: Pair, tmp_path: Path, reliability_count: int) -> None:
     run(pair, *SMALL, *iterations(40), "--save-interval", "5", "--run-root", str(tmp_path / "whole"))
     count = max(10, reliability_count)

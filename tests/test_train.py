@@ -446,7 +446,7 @@ def test_cartpole_is_learned_in_seconds(cartpole: tuple[list[dict[str, Any]], di
     assert result["eval/mean_return"] > 200 and result["eval/sampled_mean_return"] > 150
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("seed", range(1, 11))
 def test_the_default_run_solves_cartpole(seed: int, tmp_path: Path) -> None:
     run_program(tmp_path, f"--num-envs 64 --seed {seed} --quiet")

@@ -320,7 +320,7 @@ def test_two_threads_replay_what_one_does() -> None:
     assert_same_run(args, ran, run(built(args), 4, args))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_two_threads_learn_what_one_does_with_the_real_compiler() -> None:
     """Its code runs on both threads at the same time, and often: what it keeps must be a thread's own. Lanes of 258 and
     257 environments, parts of as many rows; two rollout steps, so that it compiles in a minute."""

@@ -228,7 +228,7 @@ def test_the_real_compiler_on_a_gradient():
     assert counters["stats"]["unique_graphs"] == 1 and not counters["graph_break"]
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_real_compiler_on_every_kind_of_run(name):
     torch.compiler.reset()
@@ -240,7 +240,7 @@ def test_the_real_compiler_on_every_kind_of_run(name):
         assert_same_run(args, run(fast, 5, args), slow)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_the_real_compilers_mathematics():
     """One minibatch of equal advantages, one of a single row: zeros after normalisation, in compiled code too."""
     torch.compiler.reset()

@@ -148,7 +148,7 @@ except LostRank as error:
 """
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_killed_rank_ends_the_other_often(pair: Pair, reliability_count: int) -> None:
     """Once a run is there to be lost, tests/test_torchrun.py kills ranks of it in every session."""
     times = []

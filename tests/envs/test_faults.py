@@ -326,7 +326,7 @@ def test_faults_at_random(how):
 
 
 @linux
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("how", ["kill", "hang", "exit", "raise"])
 def test_many_faults_at_random(how, reliability_count):
     repeat(how, max(20, reliability_count))

@@ -442,7 +442,7 @@ def test_from_the_shell_it_takes_seconds_and_shows_no_traceback(tmp_path: Path) 
     assert seconds < 10
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_all_of_it_from_the_shell(finished: Path, tmp_path: Path) -> None:
     times = []
     (tmp_path / "FILE").write_text("kept")

@@ -262,7 +262,7 @@ def test_kill_at_random_moments(tmp_path: Path, reliability_count: int) -> None:
     kill_at_random_moments(tmp_path, reliability_count)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_kill_at_random_moments_often(tmp_path: Path, reliability_count: int) -> None:
     kill_at_random_moments(tmp_path, max(100, reliability_count))
 

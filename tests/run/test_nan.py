@@ -155,7 +155,7 @@ def test_one_bad_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: s
     break_a_run(tmp_path, draw(random.Random(len(kind)), kind), monkeypatch)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_one_bad_number_often(tmp_path: Path, reliability_count: int) -> None:
     choose, count = random.Random(9), max(52, reliability_count)
     for attempt in range(count):

@@ -109,7 +109,7 @@ def test_kill_at_random_moments(eager: Forge, tmp_path: Path, reliability_count:
     kill_at_random_moments(eager, tmp_path, reliability_count)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_kill_at_random_moments_often(eager: Forge, tmp_path: Path, reliability_count: int) -> None:
     kill_at_random_moments(eager, tmp_path, max(100, reliability_count))
 
@@ -145,13 +145,13 @@ def test_resume_is_bit_exact(eager: Forge, tmp_path: Path, name: str) -> None:
     resume_at_random_iterations(eager, tmp_path, CONFIGURATIONS[name], count=2, length=12)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_resume_is_bit_exact_often(eager: Forge, tmp_path: Path, name: str) -> None:
     resume_at_random_iterations(eager, tmp_path, CONFIGURATIONS[name], count=20, length=60)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_resume_is_bit_exact_compiled(
     tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, name: str, reliability_count: int
@@ -202,7 +202,7 @@ def test_preemptions(eager: Forge, tmp_path: Path) -> None:
     preempt(eager, tmp_path, 3)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_preemptions_often(eager: Forge, tmp_path: Path, reliability_count: int) -> None:
     preempt(eager, tmp_path, max(20, reliability_count))
 
@@ -409,7 +409,7 @@ def test_a_full_disk(eager: Forge, tmp_path: Path) -> None:
     fill_the_disk(eager, tmp_path, 2)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_a_full_disk_often(eager: Forge, tmp_path: Path, reliability_count: int) -> None:
     fill_the_disk(eager, tmp_path, max(20, reliability_count))
 
@@ -430,7 +430,7 @@ train.session.Session.record = counted
 """
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("mode", ["off", "on"])
 def test_a_hundred_thousand_iterations_take_no_memory(eager: Forge, tmp_path: Path, mode: str) -> None:
     flags = ["--num-envs", "1", "--num-steps", "2", "--update-epochs", "1", "--num-minibatches", "1", "--quiet"]

@@ -131,7 +131,7 @@ def test_one_signal_in_any_phase(eager: Forge, tmp_path: Path, phase: str, signu
     assert PHASES[phase](eager, tmp_path, signum, 0.3) < SECONDS
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("signum", STATUS, ids=lambda signum: signum.name)
 def test_one_signal_in_any_phase_often(
     eager: Forge, tmp_path: Path, signum: signal.Signals, reliability_count: int
@@ -170,7 +170,7 @@ def test_from_the_shell(tmp_path: Path) -> None:
     assert_saved(tmp_path / "runs", "SIGTERM", 143)
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 def test_from_the_shell_at_random_moments(tmp_path: Path, reliability_count: int) -> None:
     choose, slowest = random.Random(5), 0.0
     env = {**os.environ, "PYTHONPATH": str(REPOSITORY), "OMP_NUM_THREADS": "1"}
@@ -289,7 +289,7 @@ def test_a_lost_worker_ends_the_run_which_can_go_on(eager: Forge, tmp_path: Path
 
 
 @linux
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("signum", [signal.SIGKILL, signal.SIGSTOP], ids=["dies", "hangs"])
 def test_a_lost_worker_often(eager: Forge, tmp_path: Path, signum: signal.Signals, reliability_count: int) -> None:
     count = max(10, reliability_count)

@@ -412,7 +412,7 @@ def test_a_host_that_hangs_at_the_end_does_not_hold_a_run_up(tmp_path):
     assert_stopped_waiting(run_online("hang at end", tmp_path, seconds="1"))
 
 
-@pytest.mark.slow
+@pytest.mark.thorough
 @pytest.mark.parametrize("case", REASONS)
 def test_no_wandb_falls_back_to_offline_within_ten_seconds(case, tmp_path):
     online = run_online(case, tmp_path)
