@@ -117,8 +117,8 @@ class Agent(nn.Module):
     Observations are (..., *S), float32, as they come: (N, *S) in `act`, (T + 1, N, *S) in `value`, (M, *S) in
     `forward`. Any nn.Module of float32 parameters may take the networks' place, as long as it treats each row by itself
     (no BatchNorm), since the engine works on parts of a batch. `--precision` concerns mlp.MLP alone.
-    A Dict observation arrives flat, its entries in the order of their sorted keys; envs.columns["policy"] is the slice
-    of the entry "policy", for obs[..., envs.columns["policy"]].
+    A Dict observation arrives flat, its entries in the order of gymnasium's flatten: by their sorted keys, if the space
+    was made of a dict. envs.columns["policy"] is the slice of the entry "policy", for obs[..., envs.columns["policy"]].
     Buffers are saved with the policy unless they are registered with persistent=False: those belong to the environments
     of this process, like the running return of normalize.Rewards.
     """

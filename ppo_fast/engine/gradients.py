@@ -58,6 +58,9 @@ def part_gradient(module: LossModule, theta: Tensor, rows: Any, share: float | T
         gradients, statistics = _functional_gradients(module, theta, rows)
     else:
         gradients, statistics = _autograd_gradients(module, rows)
+    for name, x in statistics.items():
+        if not isinstance(x, Tensor) or x.shape != ():
+            raise ValueError(f"{module.loss.__name__}: {name!r} of the logged numbers is no tensor (), but {x!r}")
     numbers = torch.stack(list(statistics.values()))
     return Part(torch.cat([flat.flatten(gradients), numbers]) * share, tuple(statistics))
 
@@ -88,7 +91,7 @@ def _autograd_gradients(module: LossModule, rows: Any) -> Found:
     finally:
         for parameter in parameters:
             parameter.requires_grad_(False)
-    return gradients, {name: x.detach() for name, x in statistics.items()}
+    return gradients, {name: x.detach() if isinstance(x, Tensor) else x for name, x in statistics.items()}
 
 
 def shares(parts: Sequence[Rows], world_size: int, reduce: Callable[[Tensor], Tensor] | None) -> list[float | Tensor]:

@@ -80,7 +80,8 @@ def decide(flags: Flags, device: torch.device, parameters: int) -> Plan:
     seconds = uncompiled_seconds(flags, parameters)
     if seconds * COMPILE_SAVES > COMPILE_SECONDS:
         return Plan("compiled", "a run this long saves more time than compiling takes")
-    return Plan(uncompiled, f"about {seconds:.0f} s; compiling would take longer than it saves")
+    preparing = "compiling" if uncompiled == "recorded" or device.type == "cuda" else "recording or compiling"
+    return Plan(uncompiled, f"about {seconds:.0f} s; {preparing} would take longer than it saves")
 
 
 def captures(flags: Flags, device: torch.device) -> bool:

@@ -1,5 +1,6 @@
 """Networks against float64, in both spellings of every layer."""
 
+import itertools
 import math
 from typing import Any
 
@@ -62,22 +63,21 @@ def test_the_seed_decides_the_weights() -> None:
 
 def test_linear_against_float64(spelling: str) -> None:
     draw = generator()
-    for leading in [(), (50,), (3, 5)]:
-        for inputs in (1, 4, 8, 9, 64):
-            for outputs in (1, 2, 8, 9, 64):
-                x = torch.randn(*leading, inputs, generator=draw, requires_grad=True)
-                weight = torch.randn(outputs, inputs, generator=draw, requires_grad=True)
-                bias = torch.randn(outputs, generator=draw, requires_grad=True)
-                cotangent = torch.randn(*leading, outputs, generator=draw)
-                result = mlp.linear(x, weight, bias)
-                assert result.shape == (*leading, outputs)
-                exact = doubles(x, weight, bias)
-                wanted = F.linear(*exact)
-                torch.testing.assert_close(result.double(), wanted, rtol=1e-5, atol=1e-5)
-                gradients = torch.autograd.grad((result * cotangent).sum(), (x, weight, bias))
-                wanted_gradients = torch.autograd.grad((wanted * cotangent).sum(), exact)
-                for ours, theirs in zip(gradients, wanted_gradients, strict=True):
-                    torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
+    sizes = (1, 2, 4, 8, 9, 64)
+    for leading, inputs, outputs in itertools.product([(), (50,), (3, 5)], sizes, sizes):
+        x = torch.randn(*leading, inputs, generator=draw, requires_grad=True)
+        weight = torch.randn(outputs, inputs, generator=draw, requires_grad=True)
+        bias = torch.randn(outputs, generator=draw, requires_grad=True)
+        cotangent = torch.randn(*leading, outputs, generator=draw)
+        result = mlp.linear(x, weight, bias)
+        assert result.shape == (*leading, outputs)
+        exact = doubles(x, weight, bias)
+        wanted = F.linear(*exact)
+        torch.testing.assert_close(result.double(), wanted, rtol=1e-5, atol=1e-5)
+        gradients = torch.autograd.grad((result * cotangent).sum(), (x, weight, bias))
+        wanted_gradients = torch.autograd.grad((wanted * cotangent).sum(), exact)
+        for ours, theirs in zip(gradients, wanted_gradients, strict=True):
+            torch.testing.assert_close(ours.double(), theirs, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [4, 64])

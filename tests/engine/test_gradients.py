@@ -213,3 +213,18 @@ def test_two_processes_have_the_gradient_of_all_their_rows(masked: bool, parts: 
         found, numbers = whole_gradient(parts, 2, collecting([]))(half)
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(numbers.numbers, wanted_numbers.numbers, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("wrong", [torch.zeros(3), 0.5], ids=["not a number", "no tensor"])
+def test_a_logged_number_that_is_none_is_named(wrong):
+    """The mistake of somebody who adds a term to the loss: a line that says which entry."""
+    agent = nn.Linear(3, 1)
+    theta = flatten_parameters(agent)
+
+    def loss(agent, args, rows):
+        value = agent(rows[0]).square().mean()
+        return value, {"fine": value.detach(), "penalty": wrong}
+
+    module = LossModule(loss, agent, None)
+    with pytest.raises(ValueError, match="loss: 'penalty' of the logged numbers is no tensor"):
+        part_gradient(module, theta, (torch.ones(4, 3),), 1.0)
