@@ -10,11 +10,17 @@ threads, in several processes) is the engine's business; the block *Executables*
 Letters: T steps, N envs, B = T·N, M rows of a minibatch or of any batch, S observation shape, D numbers of an
 observation, A action dimensions, P parameters, H outputs of the policy network.
 
-Under torchrun each process has its own environments, its own rows of every minibatch and a seed of its own: N and B
-are then a process's, but for the flags and `train`, where they are of all. Summed over the processes (`reduce`) are
-the gradient with the numbers logged beside it, the sums behind the advantages' mean and deviation, the normalisers'
-statistics, and whether a number was not finite. So parameters, KL and flags are equal everywhere; the session adds up
-or averages what an iteration logs.
+Two flags of the learner steer an iteration on the device, so that the host need not look. `sound`: neither the rollout,
+nor its values, a loss or a gradient held a NaN or an infinity so far, in any process. `active`: updates are made; it
+goes off with `sound` and at --target-kl, and while it is off adam_ and adapt_ change nothing. Both are set anew in
+every iteration. After one that was not sound the session leaves a crash file and stops or, with --on-nan rollback, goes
+on from the last checkpoint with half the learning rate.
+
+Under torchrun each process has its own environments, its own rows of every minibatch and a seed of its own: but for
+`Args` and `train`, N, B and `args` are one process's share. Summed over the processes (`reduce`) are the gradient with
+the numbers that `loss` logs, the sums behind the advantages' mean and deviation, the normalisers' statistics, and
+whether a number was not finite. So parameters, KL, `sound` and `active` are equal everywhere; the session adds up or
+averages what an iteration logs.
 """
 
 import math
@@ -247,7 +253,8 @@ def collect(agent: Agent, envs: environments.Environments, carry: Carry, noise: 
         state, step = envs.advance(state, action, env_noise)
         result = (step.reward, step.terminated, step.truncated, step.final_obs, step.valid)
         steps.append((obs, action, outputs, *result))
-        obs = step.obs  # where an episode ended, the first of the next; of NEXT_STEP ones after a junk row
+        # Where an episode ended, the first one of the next; in NEXT_STEP environments the junk row comes in between.
+        obs = step.obs
     all_obs, actions, all_outputs, *results = ppo.stacked(steps)  # (T, N, ...) each
     log_prob = agent.head.log_prob(all_outputs, actions)  # from what the policy said then, all steps at once
     return Carry(state, obs), Rollout(all_obs, actions, log_prob, *results)
@@ -259,19 +266,18 @@ def advantages(
     """What the updates learn from. `next_obs` (N, *S) follows after the rollout."""
     values = prepared.value(torch.cat([rollout.obs, next_obs[None]]))  # (T + 1, N)
     value, next_value = values[:-1], values[1:]
-    # sound: no number of this iteration was NaN or infinite, in any process. Where it is False, no statistic changes.
-    # active: updates are made. Where it is False, adam_ and adapt_ change nothing. `descend` and `epochs` clear both.
     learner.sound.copy_(ppo.all_finite(rollout.obs, rollout.reward, values, reduce=prepared.reduce))
     learner.active.copy_(learner.sound)
 
     reward, done = rollout.reward, rollout.terminated | rollout.truncated
     if agent.normalize_reward is not None:
         reward = agent.normalize_reward.update_(reward, done, rollout.valid, learner.sound, prepared.reduce)
-    # Where an episode was cut off, the value that follows is that of its own last observation, not of the next reset.
-    # Where it terminated, gae puts nothing after it; it stops the sum over later steps at both. So junk rows, which
-    # stand behind an end, reach no other row, and in the loss they are masked.
-    cut = rollout.truncated & ~rollout.terminated
-    next_value = ppo.successor_values(agent.value, rollout.final_obs, cut, next_value)
+    # Terminated: nothing follows, which gae knows; nor do later steps count, there and where an episode was truncated.
+    # Truncated: it would have gone on from its own last observation, of which the value is taken (few rows, which are
+    # other ones every time, so not by a prepared function).
+    timed_out = rollout.truncated & ~rollout.terminated
+    next_value = ppo.successor_values(agent.value, rollout.final_obs, timed_out, next_value)
+    # A junk row stands behind an end, so it reaches no other row; in the loss it is masked.
     advantage, returns = ppo.gae(
         reward, value, next_value, rollout.terminated, rollout.truncated, args.gamma, args.gae_lambda
     )
@@ -299,8 +305,8 @@ def loss(agent: Agent, args: Args, minibatch: Batch) -> tuple[Tensor, dict[str, 
     log_ratio = log_prob - minibatch.log_prob
     ratio = log_ratio.exp()
     policy_loss = ppo.policy_loss(ratio, minibatch.advantage, args.clip_coef, minibatch.valid)
-    clip_vloss = args.clip_coef if args.clip_vloss else None
-    value_loss = ppo.value_loss(value, minibatch.value, minibatch.returns, clip_vloss, minibatch.valid)
+    value_clip = args.clip_coef if args.clip_vloss else None
+    value_loss = ppo.value_loss(value, minibatch.value, minibatch.returns, value_clip, minibatch.valid)
     entropy = ppo.masked_mean(entropy, minibatch.valid)
     statistics = {
         "policy_loss": policy_loss,
@@ -330,7 +336,7 @@ def epochs(
     args: Args, learner: Learner, batch: Batch, generator: torch.Generator, prepared: Executables
 ) -> dict[str, Tensor]:
     """K passes over the batch in shuffled minibatches; the mean of what was logged, over the updates that were made."""
-    made = Means()
+    means = Means()
     sizes = ppo.even_sizes(args.batch_size, args.num_minibatches)
     for _ in range(args.update_epochs):
         order = torch.randperm(args.batch_size, generator=generator, device=generator.device)
@@ -338,16 +344,17 @@ def epochs(
             active = learner.active.float()  # 0 after a stop: this update then counts for nothing
             gradient, logged = prepared.gradient(minibatch)  # loss, backward
             grad_norm = prepared.descend(learner, gradient, logged.numbers)  # clip, Adam
-            made.add(logged, weight=active, grad_norm=grad_norm)
+            means.add(logged, weight=active, grad_norm=grad_norm)
         approx_kl = logged["approx_kl"]  # of the epoch's last minibatch, before its update
-        if args.lr_schedule == "kl" and len(made) > 1:  # the very first update has a KL of 0, or a rounding
+        # Not after the iteration's first update alone: before it the policies are the same, and the KL is a rounding.
+        if args.lr_schedule == "kl" and len(means) > 1:
             adapt_(learner, approx_kl, args.desired_kl)  # does nothing unless learner.active
         if args.target_kl is not None:
             learner.active.logical_and_(approx_kl <= args.target_kl)
-            # A GPU would have to be waited for to look: there the other updates run and change nothing.
+            # To look at `active` the host would have to wait for a GPU: there the other updates run, without effect.
             if not learner.active.is_cuda and not learner.active:
                 break
-    return made.mean()
+    return means.mean()
 
 
 def learn(
@@ -374,7 +381,7 @@ def learn(
     episodes.lengths.copy_(ended.carry_length)
     means = {f"losses/{name}": x for name, x in losses.items()}
     means["charts/learning_rate"] = learner.learning_rate
-    # These five belong to the session; a further number is a mean.
+    # The session knows these five. A further number to log belongs into `means`.
     sums = {
         "returns": ended.return_sum,  # of the episodes that ended
         "lengths": ended.length_sum,
@@ -397,10 +404,13 @@ def make_iteration(
         lengths=torch.zeros(args.num_envs, dtype=torch.int64, device=engine.device),
     )
 
-    # Executables: here functions are handed to the engine. collect (a few steps at a time), value, shuffled, gradient
-    # and descend are one graph each: recorded or compiled, by the engine's mode; what stands between them runs as it
-    # is. On a GPU each of the two halves below is one CUDA graph besides. Such a function may change the tensors among
-    # its arguments in place and nothing else; what it reads besides, such as args, has to stay as it is.
+    # Executables: here functions are handed to the engine. In its mode "eager" they are called as written. In the modes
+    # "recorded" (operations written down once, then replayed without Python) and "compiled" it makes one graph of each:
+    # collect, a few steps at a time, or only Agent.act where environments run on the host; value; shuffled; loss with
+    # its backward pass; descend. What stands between them runs as written. On a GPU each of the two halves below is
+    # captured as one CUDA graph besides; not collect_half where the host steps environments.
+    # Such a function may write into the tensors that are its arguments, and into nothing else. What it reads besides,
+    # such as args, has to stay as it is.
     rollouts = engine.rollouts(collect, agent, envs, carry, args.num_steps)
     prepared = Executables(
         value=engine.in_parts(Agent.value, agent),

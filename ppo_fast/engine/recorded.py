@@ -20,7 +20,7 @@ from ppo_fast.names import first_line
 # Between a function and its replay: no rounding differs, but a product may depend on where its numbers lie.
 CLOSE = {"rtol": 1e-4, "atol": 1e-6, "equal_nan": True}
 # Calls of one set of shapes at which a replay is compared with its function again; the second call is the first time.
-COMPARED = (100, 1_000, 10_000)
+COMPARED = (1_000, 10_000, 100_000)
 
 
 def shapes(args: Iterable[Any]) -> tuple:
