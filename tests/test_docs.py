@@ -25,6 +25,7 @@ from pathlib import Path
 
 import pytest
 
+from ppo_fast.engine import recorded
 from ppo_fast.engine.engine import Engine
 from ppo_fast.run import cli, health
 from ppo_fast.train import Args
@@ -206,6 +207,12 @@ def test_the_engine_has_the_methods_that_its_page_shows() -> None:
         parameters = list(inspect.signature(method).parameters.values())
         offered[name] = ", ".join(str(parameter).partition(":")[0] for parameter in parameters[1:])
     assert shown == {name: words for name, words in offered.items() if not name.startswith("_")}
+
+
+@pytest.mark.parametrize("page", ["engine", "environments"])
+def test_the_calls_at_which_replays_are_compared(page: str) -> None:
+    text = " ".join((ROOT / "docs" / f"{page}.md").read_text().split())
+    assert set(re.findall(r"(\d*00)th\b", text.replace(",", ""))) == {str(count) for count in recorded.COMPARED}
 
 
 def flag_table(kind: type) -> str:
