@@ -67,10 +67,10 @@ def measure(point: Point) -> dict[str, Any]:
     compile_seconds = time.perf_counter() - start
     training = whole(iteration, device)
 
-    shapes = {name: tuple(parameter.shape) for name, parameter in agent.named_parameters()}
-    flops = speed.flops_per_step(shapes, args.update_epochs)
     limit = speed.ceiling(device, args.batch_size // args.num_minibatches, max(args.hidden_sizes), 0.5)
     count = calls_for(training, point.seconds, device)
+    first_step = {name: iteration.state.rollout[name][0][:8] for name in ("obs", "action")}
+    flops = speed.flops_per_step(agent, first_step["obs"], first_step["action"], args.update_epochs)
     contenders: dict[str, Callable[[], Any]] = {"training": training}
     counts = {"training": count}
     if point.against_eager:
