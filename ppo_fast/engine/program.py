@@ -58,7 +58,7 @@ class Tape(TorchDispatchMode):
         unfit: why this can't be replayed, as the end of "it ..."; "" if it can.
     """
 
-    supports_higher_order_operators = True  # or torch would raise where there is one
+    supports_higher_order_operators = True  # or torch would raise where there is one, such as torch.cond
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
@@ -223,18 +223,24 @@ class _Lean:
     def _with_tensors(self, call: Call) -> Call:
         """The call with its second argument, where that is a number, as a constant of the first one's type."""
         name = call.func._schema.name.removeprefix("aten::")
-        if name not in MEETS_NUMBER or not isinstance(call.args[0], Tensor) or type(call.args[1]) not in (int, float):
+        if name not in MEETS_NUMBER or not isinstance(call.args[0], Tensor) or not _fits(call.args[0], call.args[1]):
             return call
         x, number, *rest = call.args
-        fits = x.dtype in (torch.int32, torch.int64) and type(number) is int and abs(number) < 2**31
-        if x.dtype is not torch.float32 and not fits:
-            return call
         constant = torch.tensor(number, dtype=x.dtype)
         self.constants[id(constant)] = constant
         if name == "rsub":  # number - factor * x
             factor = {"alpha": rest[0]} if rest else call.kwargs
             return Call(torch.ops.aten.sub.Tensor, (constant, x), factor, call.result)
         return Call(call.func.overloadpacket.Tensor, (x, constant, *rest), call.kwargs, call.result)
+
+
+def _fits(x: Tensor, number: Any) -> bool:
+    """Whether a number has the same value in this tensor's type, and makes no other type of a result."""
+    if x.dtype is torch.float32:
+        return type(number) in (int, float)
+    if x.dtype in (torch.int32, torch.int64):
+        return type(number) is int and abs(number) < 2**31
+    return x.dtype is torch.bool and type(number) is bool
 
 
 def _memory(x: Tensor) -> int:
