@@ -41,9 +41,9 @@ def read(metrics: Metrics, ranks: Ranks, stop: bool, late: bool) -> Readout:
     if ranks.world_size > 1:  # a stop asked of one is a stop of all, at the same iteration
         wishes = sums.new_tensor([stop, late])
         shares = means / ranks.world_size
-        *numbers, stops, lates = ranks.sum_(torch.cat([shares, sums, wishes])).tolist()
+        *numbers, stops, lateness = ranks.sum_(torch.cat([shares, sums, wishes])).tolist()
         stop = stops > 0
-        late = lates > 0
+        late = lateness > 0
     else:
         numbers = torch.cat([means, sums]).tolist()
     count = len(means)
