@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from ppo_fast.engine.crew import FEW_ENVS, Crew
 from ppo_fast.engine.tree import assign, map_tensors, split
-from ppo_fast.envs import Environments
+from ppo_fast.envs import Environments, Part
 
 # Rollout steps in one function on a CPU: more costs compile time in proportion and saves little (benchmarks/LOG.md).
 CHUNK = 8
@@ -85,8 +85,27 @@ class Rollouts:
         parts = self.envs.parts
         sizes = [part.num_envs for part in parts]
         carries = split(self.carry, sizes, 0)
-        calls = list(zip(parts, carries, split(noise, sizes, 1), strict=True))
-        found = self._crew.side_by_side(partial(self._collect, self._actor))(calls)
+        stepping = [Stepping(part) for part in parts]
+
+        def collect(part: Stepping, carry: Any, noise: Any) -> Any:
+            try:
+                return self._collect(self._actor, part, carry, noise)
+            except Halted:  # whatever it is for is raised by another part
+                return None
+            except BaseException:
+                halt()
+                raise
+
+        def halt() -> None:
+            for part in stepping:
+                part.halted = True
+
+        calls = list(zip(stepping, carries, split(noise, sizes, 1), strict=True))
+        try:
+            found = self._crew.side_by_side(collect)(calls)
+        except BaseException:  # it may be one that came while the others were waited for
+            halt()
+            raise
         if self.rollout is None:
             self._allocate(found[0][1])
         for carry, rows, (after, made) in zip(carries, split(self.rollout, sizes, 1), found, strict=True):
@@ -100,6 +119,31 @@ class Rollouts:
             return torch.zeros(*size, *x.shape[2:], dtype=x.dtype, device=x.device)
 
         self.rollout = map_tensors(standing, sample)
+
+
+class Halted(Exception):
+    """Another part of the environments has failed, or the program is to end: there is no rollout to go on with."""
+
+
+class Stepping:
+    """A part of the environments, to be stepped beside others until it is `halted`; everything else is the part's."""
+
+    def __init__(self, part: Part) -> None:
+        self.halted = False
+        self._part = part
+
+    def advance(self, state: Any, action: Tensor, noise: Tensor) -> tuple[Any, Any]:
+        """One step, as that of a Part.
+
+        Raises:
+            Halted: instead of the step.
+        """
+        if self.halted:
+            raise Halted
+        return self._part.advance(state, action, noise)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._part, name)
 
 
 class Acting:
