@@ -16,11 +16,11 @@ goes off with `sound` and at --target-kl, and while it is off adam_ and adapt_ c
 every iteration. After one that was not sound the session leaves a crash file and stops or, with --on-nan rollback, goes
 on from the last checkpoint with half the learning rate.
 
-Under torchrun each process has its own environments, its own rows of every minibatch and a seed of its own: but for
-`Args` and `train`, N, B and `args` are one process's share. Summed over the processes (`reduce`) are the gradient with
-the numbers that `loss` logs, the sums behind the advantages' mean and deviation, the normalisers' statistics, and
-whether a number was not finite. So parameters, KL, `sound` and `active` are equal everywhere; the session adds up or
-averages what an iteration logs.
+Under torchrun each process has its own environments, its own rows of every minibatch and a seed of its own. In `Args`
+and `train`, N and B count all processes; everywhere else N, B and `args` are one process's share. `reduce` sums over
+the processes: the gradient and the numbers that `loss` logs; the sums behind the advantages' mean and deviation; the
+normalisers' statistics; whether a number was not finite. So parameters, KL, `sound` and `active` are equal everywhere.
+The session adds up or averages what an iteration logs.
 """
 
 import math
@@ -272,9 +272,9 @@ def advantages(
     reward, done = rollout.reward, rollout.terminated | rollout.truncated
     if agent.normalize_reward is not None:
         reward = agent.normalize_reward.update_(reward, done, rollout.valid, learner.sound, prepared.reduce)
-    # Terminated: nothing follows, which gae knows; nor do later steps count, there and where an episode was truncated.
-    # Truncated: it would have gone on from its own last observation, of which the value is taken (few rows, which are
-    # other ones every time, so not by a prepared function).
+    # At every end of an episode the advantage's sum stops. Terminated: the successor's value is 0, which gae sees to.
+    # Truncated: it is the value of the episode's own last observation, not of the reset one that follows here. A CPU
+    # evaluates these few rows alone, by plain agent.value, since their number varies; a GPU, without a look, all rows.
     timed_out = rollout.truncated & ~rollout.terminated
     next_value = ppo.successor_values(agent.value, rollout.final_obs, timed_out, next_value)
     # A junk row stands behind an end, so it reaches no other row; in the loss it is masked.
@@ -404,13 +404,15 @@ def make_iteration(
         lengths=torch.zeros(args.num_envs, dtype=torch.int64, device=engine.device),
     )
 
-    # Executables: here functions are handed to the engine. In its mode "eager" they are called as written. In the modes
-    # "recorded" (operations written down once, then replayed without Python) and "compiled" it makes one graph of each:
-    # collect, a few steps at a time, or only Agent.act where environments run on the host; value; shuffled; loss with
-    # its backward pass; descend. What stands between them runs as written. On a GPU each of the two halves below is
-    # captured as one CUDA graph besides; not collect_half where the host steps environments.
-    # Such a function may write into the tensors that are its arguments, and into nothing else. What it reads besides,
-    # such as args, has to stay as it is.
+    # Executables: here functions are handed to the engine. Mode "eager": they are called as written. Modes "recorded"
+    # (operations written down once, then replayed without Python) and "compiled": each of these becomes one graph, and
+    # a CPU's threads share its rows: collect, a few steps at a time, or only Agent.act where environments run on the
+    # host; value; shuffled; loss with its backward pass; descend. The rest of this file runs as Python. Beyond that the
+    # modes differ in nothing but rounding.
+    # On a GPU, in every mode unless --compile off, collect_half (not where the host steps environments) and learn_half
+    # are captured whole, once, as a CUDA graph and replayed: nothing in them may depend on a value that the host reads.
+    # Functions handed over may write into the tensors that are their arguments, and into nothing else. What they read
+    # besides, such as args, has to stay as it is.
     rollouts = engine.rollouts(collect, agent, envs, carry, args.num_steps)
     prepared = Executables(
         value=engine.in_parts(Agent.value, agent),
