@@ -168,11 +168,10 @@ class Engine:
 
     def report(self) -> Execution:
         """How the functions really run, known after three iterations."""
-        recorded = {name: function for name, function in self._prepared if isinstance(function, Recorded)}
-        reasons = [f"{name} {function.unfit}" for name, function in recorded.items() if function.unfit]
-        used = [name for name, function in self._prepared if function.used]
-        replayed = len(used) - len(reasons)
-        count = f"{replayed} of {len(used)}" if reasons or recorded else f"{len(used)}"
+        used = [(name, function) for name, function in self._prepared if function.used]
+        recorded = [(name, function) for name, function in used if isinstance(function, Recorded)]
+        reasons = [f"{name} {function.unfit}" for name, function in recorded if function.unfit]
+        count = f"{len(recorded) - len(reasons)} of {len(recorded)}" if recorded else f"{len(used)}"
         words = self.mode if self.mode == "eager" else f"{self.mode}, {count} functions"
         if self._graphs:
             words = f"{words}, captured as {len(self._graphs)} CUDA graphs"
