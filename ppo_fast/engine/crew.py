@@ -1,6 +1,6 @@
 """The threads of a CPU, each at work on rows of its own with a function that itself uses one thread.
 
-    crew = Crew(device, compiled=True)
+    crew = Crew(device, parallel=True, started=True)
     sizes = crew.sizes(rows, FEW_ROWS)
     results = crew.side_by_side(function)([(part,) for part in x.split(sizes)])
 

@@ -142,13 +142,15 @@ class Iteration:
         for name, x in saved["tensors"].items():
             if name not in mine or x.shape != mine[name].shape:
                 raise ValueError(f"--resume: the checkpoint's {name} does not fit this configuration")
-        for name, x in saved["tensors"].items():
-            mine[name].copy_(x)
-        for generator, stream in zip(self.generators, saved["generators"], strict=True):
+        generators = list(zip(self.generators, saved["generators"], strict=True))
+        for generator, stream in generators:
             if stream.shape != generator.get_state().shape:
                 raise ValueError(
                     "--resume: the run was on another kind of device, whose random numbers can't go on here"
                 )
+        for name, x in saved["tensors"].items():
+            mine[name].copy_(x)
+        for generator, stream in generators:
             generator.set_state(stream)
 
     def release(self) -> None:

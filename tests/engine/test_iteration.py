@@ -195,10 +195,12 @@ def test_what_does_not_fit_is_refused_in_a_line(change: Callable[[dict[str, Any]
     once(run)
     saved = run.saved()
     once(run)
+    now = run.saved()["tensors"]
     change(saved)
     with pytest.raises(ValueError) as refusal:
         run.load(saved)
     assert str(refusal.value) == line
+    assert_equal(run.state.saved(), now)
 
 
 def test_host_environments_begin_anew_and_nothing_is_carried() -> None:
