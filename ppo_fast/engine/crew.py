@@ -9,6 +9,7 @@ a small operation takes, and where another process takes a core each of them wai
 threads meet once a function, and sleep while they wait.
 """
 
+import atexit
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -71,7 +72,8 @@ class Crew:
         jobs: SimpleQueue = SimpleQueue()  # written in C: a future costs several times as much
         thread = threading.Thread(target=_work, args=(jobs,), name="crew", daemon=True)
         thread.start()
-        weakref.finalize(self, _dismiss, thread, jobs)
+        weakref.finalize(self, jobs.put, None).atexit = False  # _end does it there
+        atexit.register(_end, weakref.ref(thread), jobs)
         self._jobs.append(jobs)
 
 
@@ -95,7 +97,13 @@ def _work(jobs: SimpleQueue) -> None:
             del job, function, call, answer  # what they hold on to would live until the next one
 
 
-def _dismiss(thread: threading.Thread, jobs: SimpleQueue) -> None:
-    jobs.put(None)
-    if thread is not threading.current_thread():  # the garbage collector runs anywhere
-        thread.join()  # a thread that is there while the interpreter ends takes the process down with it
+def _end(which: weakref.ref[threading.Thread], jobs: SimpleQueue) -> None:
+    """At the end of the process: a thread that is there while the interpreter goes takes the process down with it.
+
+    Only there it is waited for. A crew may be let go of by the garbage collector, which may run where Python holds its
+    lock over all threads, without which none can end.
+    """
+    thread = which()
+    if thread is not None:
+        jobs.put(None)
+        thread.join()
