@@ -14,7 +14,7 @@ from torch import Tensor
 from torch._ops import OpOverload
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ppo_fast.engine.tree import map_tensors, tensors
+from ppo_fast.engine.tree import leaves, map_tensors, tensors
 
 # What a recording can't hold: a look at numbers, and shapes that depend on numbers.
 UNFIT = {torch.Tag.data_dependent_output, torch.Tag.dynamic_output_shape}
@@ -264,13 +264,7 @@ def _touches(func: OpOverload, args: tuple, kwargs: dict[str, Any], fixed: set[P
 
 def places_in(nest: Any) -> Iterator[Place]:
     """The places in nested tuples, lists and dictionaries, in order."""
-    if isinstance(nest, Place):
-        yield nest
-    elif isinstance(nest, tuple | list):
-        for item in nest:
-            yield from places_in(item)
-    elif isinstance(nest, dict):
-        yield from places_in(list(nest.values()))
+    return leaves(nest, Place)
 
 
 def _filled(nest: Any, answers: Iterator[Tensor]) -> Any:

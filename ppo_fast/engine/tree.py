@@ -6,17 +6,23 @@ from typing import Any, TypeVar
 from torch import Tensor
 
 Nest = TypeVar("Nest")
+Leaf = TypeVar("Leaf")
+
+
+def leaves(nest: Any, kind: type[Leaf]) -> Iterator[Leaf]:
+    """What is of this kind in nested tuples, lists and dictionaries, in order."""
+    if isinstance(nest, kind):
+        yield nest
+    elif isinstance(nest, tuple | list):
+        for item in nest:
+            yield from leaves(item, kind)
+    elif isinstance(nest, dict):
+        yield from leaves(list(nest.values()), kind)
 
 
 def tensors(nest: Any) -> Iterator[Tensor]:
     """The tensors in nested tuples, lists and dictionaries, in order."""
-    if isinstance(nest, Tensor):
-        yield nest
-    elif isinstance(nest, tuple | list):
-        for item in nest:
-            yield from tensors(item)
-    elif isinstance(nest, dict):
-        yield from tensors(list(nest.values()))
+    return leaves(nest, Tensor)
 
 
 def map_tensors(function: Callable[[Tensor], Any], nest: Nest) -> Nest:

@@ -7,8 +7,7 @@ import gc
 import math
 import os
 import sys
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,6 +15,7 @@ import iterations
 import pytest
 import torch
 import torch.nn.functional as F
+from recording import in_threads, numbers
 from torch import Tensor, nn
 
 from ppo_fast import train
@@ -26,22 +26,13 @@ from ppo_fast.engine.flat import flatten_parameters
 from ppo_fast.engine.program import Program, Tape, program
 from ppo_fast.engine.recorded import Recorded
 
+pytestmark = pytest.mark.usefixtures("no_gradients")
+
 BOTH = [
     pytest.param(interpreted, marks=pytest.mark.skipif(sys.version_info >= (3, 14), reason="TorchScript goes to 3.13")),
     flat,
 ]
 both = pytest.mark.parametrize("backend", BOTH)
-
-
-@pytest.fixture(autouse=True)
-def no_gradients() -> Iterator[None]:
-    """As in an iteration's halves."""
-    with torch.no_grad():
-        yield
-
-
-def numbers(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
 
 
 def assert_same(found: Any, wanted: Any) -> None:
@@ -457,11 +448,7 @@ def test_threads_at_once(backend: Backend) -> None:
                 if not all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True)):
                     wrong.append(call)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, 3)
     assert not wrong and not recorded.unfit
 
 

@@ -1,7 +1,7 @@
 """ppo_fast.engine.program: what a function did, as data, and which functions can't be told in that way."""
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from recording import numbers
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -16,16 +17,7 @@ from ppo_fast.engine.backends import quickest
 from ppo_fast.engine.program import Program, Tape, Unfit, program
 from ppo_fast.engine.recorded import Recorded
 
-
-@pytest.fixture(autouse=True)
-def no_gradients() -> Iterator[None]:
-    """As in an iteration's halves."""
-    with torch.no_grad():
-        yield
-
-
-def numbers(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 def program_of(function: Callable[..., Any], *args: Any) -> Program:

@@ -4,7 +4,6 @@ That replays give its numbers, bit for bit, stands in test_backends.py.
 """
 
 import itertools
-import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -13,6 +12,7 @@ import iterations
 import numpy as np
 import pytest
 import torch
+from recording import in_threads, numbers
 from torch import Tensor
 
 from ppo_fast import train
@@ -20,6 +20,8 @@ from ppo_fast.algorithm.adam import Learner, new_learner
 from ppo_fast.engine.program import Program
 from ppo_fast.engine.recorded import COMPARED, Recorded
 from ppo_fast.envs.cartpole import TensorCartPole
+
+pytestmark = pytest.mark.usefixtures("no_gradients")
 
 
 class Counted:
@@ -32,17 +34,6 @@ class Counted:
     def __call__(self, *args: Any) -> Any:
         self.calls += 1
         return self.function(*args)
-
-
-def numbers(seed: int, *shape: int) -> Tensor:
-    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
-
-
-@pytest.fixture(autouse=True)
-def no_gradients() -> Iterator[None]:
-    """As in an iteration's halves."""
-    with torch.no_grad():
-        yield
 
 
 # ---------------------------------------------------------------- arguments and results
@@ -255,11 +246,7 @@ def test_threads_at_once_with_what_can_not_be_replayed() -> None:
             if not torch.equal(recorded(x), x * float(x[0])):
                 wrong.append(call)
 
-    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(3)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
+    in_threads(work, 3)
     assert not wrong and max(most) == 1
 
 

@@ -12,7 +12,6 @@ from types import SimpleNamespace
 import pytest
 from screens import RESULT, ROW, WARNING, Terminal
 
-from ppo_fast.run import console
 from ppo_fast.run.console import Console
 
 
@@ -20,14 +19,6 @@ from ppo_fast.run.console import Console
 def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     monkeypatch.setenv("TERM", "xterm-256color")
     return Terminal()
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A clock that the test sets."""
-    now = SimpleNamespace(seconds=1000.0)
-    monkeypatch.setattr(console.time, "perf_counter", lambda: now.seconds)
-    return now
 
 
 def tell_everything(voice: Console) -> None:

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 from screens import CLEAR_LINE, HIDE_CURSOR, RESULT, ROW, SHOW_CURSOR, WARNING, Rows, Terminal, without_colour
 
-from ppo_fast.run import console, panel
+from ppo_fast.run import panel
 from ppo_fast.run.console import Console
 from ppo_fast.run.panel import LivePanel
 
@@ -18,14 +18,6 @@ def terminal(monkeypatch: pytest.MonkeyPatch) -> Terminal:
     monkeypatch.setenv("COLUMNS", "100")
     monkeypatch.setenv("LINES", "30")
     return Terminal()
-
-
-@pytest.fixture
-def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """A clock that the test sets."""
-    now = SimpleNamespace(seconds=1000.0)
-    monkeypatch.setattr(console.time, "perf_counter", lambda: now.seconds)
-    return now
 
 
 def shown(terminal: Terminal) -> str:
