@@ -174,7 +174,8 @@ class Engine:
         count = f"{len(recorded) - len(reasons)} of {len(recorded)}" if recorded else f"{len(used)}"
         words = self.mode if self.mode == "eager" else f"{self.mode}, {count} functions"
         if self._graphs:
-            words = f"{words}, captured as {len(self._graphs)} CUDA graphs"
+            captured = f"captured as {len(self._graphs)} CUDA graphs"
+            words = captured if self.mode == "eager" else f"{words}, {captured}"
         return Execution(words, reasons)
 
     def _prepare(self, function: Callable[..., Any], *constant: Any, name: str = "") -> Callable[..., Any]:

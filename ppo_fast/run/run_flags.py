@@ -76,7 +76,7 @@ class RunFlags:
     on_nan: Literal["stop", "rollback"] = "stop"
     """at NaN or infinity: stop, or go back to the last checkpoint with half the learning rate, 3 times at most"""
     env_groups: Annotated[int, Range(1)] = 1
-    """groups that step by turns, the policy acting for one while another steps; with async and envpool"""
+    """groups that step at the same time, the policy acting for one while another steps; with async and envpool"""
     env_timeout: Annotated[float, Range(0, above=True)] = 60.0
     """seconds after which a silent worker of --backend async counts as dead"""
     env_restarts: Annotated[int, Range(0)] = 0

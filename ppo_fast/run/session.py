@@ -25,7 +25,7 @@ from torch import nn
 
 from ppo_fast.algorithm.statistics import Metrics
 from ppo_fast.engine import plan, process
-from ppo_fast.engine.iteration import EXECUTION_KNOWN, Iteration
+from ppo_fast.engine.iteration import EXECUTION_KNOWN, Execution, Iteration
 from ppo_fast.engine.ranks import Ranks
 from ppo_fast.envs import EnvironmentFault, Environments
 from ppo_fast.run import checkpoint, crash, ending, randomness, readout, resume
@@ -91,6 +91,7 @@ class Session:
         self._restarts = 0  # of environments that died
         self._plan = plan.Plan("eager", "")
         self._execution_said = False
+        self._unfit_said: list[str] = []  # functions that run as they are, with their reasons
         self._filmed_after = quarters(args.num_iterations) if args.capture_video else frozenset()
 
     @property
@@ -257,7 +258,13 @@ class Session:
         self._execution_said = True
         execution = iteration.execution()
         self.log.say([f"execution     {execution.words} ({self._plan.reason})"])
-        self.log.say([f"warning: runs as it is, and slower: {reason}" for reason in execution.as_they_are])
+        self._warn_of_unfit(execution)
+
+    def _warn_of_unfit(self, execution: Execution) -> None:
+        """Say which functions run as they are though they should be replayed, each once."""
+        new = [reason for reason in execution.as_they_are if reason not in self._unfit_said]
+        self._unfit_said += new
+        self.log.say([f"warning: runs as it is, and slower: {reason}" for reason in new])
 
     @contextmanager
     def environment_faults(self, iteration: Iteration) -> Iterator[None]:
@@ -379,16 +386,18 @@ class Session:
     def finish(self, envs: Environments, agent: Any, iteration: Iteration) -> dict[str, Any]:
         """Evaluate, film, measure and report what the flags ask for; returns what result.json holds."""
         progress = self.progress
+        execution = iteration.execution()
         result: dict[str, Any] = {
             "global_step": progress.global_step,
             "sps": progress.global_step / max(progress.elapsed, 1e-9),
             "first_iteration_seconds": progress.first_seconds,
-            "execution": iteration.execution().words,
+            "execution": execution.words,
         }
         if self.over is not None:
             result |= self.over._asdict()
         if not self.ranks.is_main:
             return result
+        self._warn_of_unfit(execution)  # a replay may have been given up since
         picture = self.log.begin_picture()
         self.log.save_policy()
         measured: list[str] = []

@@ -186,6 +186,12 @@ def test_halves_have_their_names_in_a_profile_of_replays(card: list[Graph]) -> N
     assert {COLLECT, LEARN} <= set(profiling.PHASES)
 
 
+def test_the_report_says_that_halves_are_captured(card: list[Graph]) -> None:
+    run = captured(dataclasses.replace(small(), compile="off"))
+    assert run.engine.report().words == "captured as 2 CUDA graphs"
+    run.iteration.release()
+
+
 def test_graphs_are_given_back(card: list[Graph]) -> None:
     """Before NCCL's group goes, which waits for graphs that hold its collectives."""
     run = built(dataclasses.replace(small(), compile="off"))

@@ -1,9 +1,14 @@
 """The lifecycle of a run: each process's share of it, and when films are made. Stops, faults and resumes have files of
 their own."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 
+from ppo_fast import train
+from ppo_fast.engine import recorded
 from ppo_fast.engine.ranks import Ranks
 from ppo_fast.run.session import Session, quarters
 from ppo_fast.run.settle import Beginning
@@ -38,3 +43,25 @@ def test_films_are_made_once_a_quarter_is_complete(count: int) -> None:
     """With the iteration that completes it, and not at the end, which has a film of its own."""
     crossed = {i for i in range(1, count) if 4 * i // count > 4 * (i - 1) // count}
     assert quarters(count) == crossed
+
+
+def test_a_replay_that_is_given_up_late_is_said_at_the_end(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The line about execution comes after three iterations; what happens after that is a warning, once."""
+    monkeypatch.setattr(recorded, "COMPARED", (60,))
+    loss, calls = train.loss, []
+
+    def drifting(agent: Any, args: Any, minibatch: Any) -> Any:
+        calls.append(1)
+        value, logged = loss(agent, args, minibatch)
+        return value * (1.0 if len(calls) <= 2 else 2.0), logged  # recorded and compared once: both as at the start
+
+    monkeypatch.setattr(train, "loss", drifting)
+    args = Args(num_envs=4, num_steps=16, total_timesteps=64 * 30, cuda=False, eval_episodes=1, run_root=str(tmp_path))
+    result = train.train(args)
+    said = capsys.readouterr().out.splitlines()
+    assert any("recorded, 5 of 5 functions" in line for line in said)
+    late = [line for line in said if "runs as it is" in line]
+    assert len(late) == 1 and "drifting gives other numbers" in late[0]
+    assert result["execution"] == "recorded, 4 of 5 functions"
