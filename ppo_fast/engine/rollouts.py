@@ -52,6 +52,10 @@ class Rollouts:
         self.carry = carry
         self.num_steps = num_steps
         self.rollout: Any = None
+        whole, rest = divmod(num_steps, CHUNK)
+        self._chunks = [CHUNK] * whole + ([rest] if rest else [])  # steps of each
+        # For each thread the carry of its environments, and its part of the rollout in chunks: views of what stays.
+        self._lanes: list[tuple[Any, list[Any]]] = []
         self._collect = collect
         self._crew = crew
         self._chunk = wrap(in_place(collect)) if envs.pure else None
@@ -69,15 +73,16 @@ class Rollouts:
         sizes = self._crew.sizes(self.envs.num_envs, FEW_ENVS)
         if self.rollout is None:
             self._allocate(self._collect(self.agent, self.envs, self.carry, map_tensors(lambda x: x[:1], noise))[1])
-        lanes = zip(split(self.carry, sizes, 0), split(self.rollout, sizes, 1), split(noise, sizes, 1), strict=True)
-        self._crew.side_by_side(self._in_chunks)(list(lanes))
+        if not self._lanes:
+            pairs = zip(split(self.carry, sizes, 0), split(self.rollout, sizes, 1), strict=True)
+            self._lanes = [(carry, split(rollout, self._chunks, 0)) for carry, rollout in pairs]
+        calls = [(*lane, own_noise) for lane, own_noise in zip(self._lanes, split(noise, sizes, 1), strict=True)]
+        self._crew.side_by_side(self._in_chunks)(calls)
 
-    def _in_chunks(self, carry: Any, rollout: Any, noise: Any) -> None:
+    def _in_chunks(self, carry: Any, rollout: list[Any], noise: Any) -> None:
         """All T steps of some environments, CHUNK at a time."""
         assert self._chunk is not None
-        whole, rest = divmod(self.num_steps, CHUNK)
-        sizes = [CHUNK] * whole + ([rest] if rest else [])
-        for rows, own_noise in zip(split(rollout, sizes, 0), split(noise, sizes, 0), strict=True):
+        for rows, own_noise in zip(rollout, split(noise, self._chunks, 0), strict=True):
             self._chunk(self.agent, self.envs, carry, rows, own_noise)
 
     def _on_host(self, noise: Any) -> None:

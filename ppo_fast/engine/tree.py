@@ -42,10 +42,11 @@ def map_tensors(function: Callable[[Tensor], Any], nest: Nest) -> Nest:
 
 def split(nest: Nest, sizes: Sequence[int], dim: int) -> list[Nest]:
     """The nest cut along one dimension of its tensors into pieces of these sizes: views."""
-    pieces, start = [], 0
-    for size in sizes:
-        pieces.append(map_tensors(lambda x, start=start, size=size: x.narrow(dim, start, size), nest))
-        start += size
+    cut = [x.split(list(sizes), dim) for x in tensors(nest)]
+    pieces = []
+    for index in range(len(sizes)):
+        columns = iter(cut)
+        pieces.append(map_tensors(lambda _, columns=columns, index=index: next(columns)[index], nest))
     return pieces
 
 
