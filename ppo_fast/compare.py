@@ -22,7 +22,7 @@ from ppo_fast.pictures.comparison import Chance, Estimate, Group, Row, figures_o
 from ppo_fast.pictures.configurations import configuration, group_runs, labels_of
 from ppo_fast.pictures.records import find_runs, read_run
 from ppo_fast.run import cli
-from ppo_fast.run.flags import check_ranges, one_of
+from ppo_fast.run.flags import one_of, plain_args
 
 DIVIDER = "--"
 FEW = 5  # runs below which a bootstrap interval is too narrow to be trusted
@@ -174,7 +174,7 @@ def as_json(groups: Sequence[Group], rows: Sequence[Row]) -> dict[str, Any]:
 
 def compare(args: Args) -> dict[str, Any]:
     """Print the comparison; returns what `--json` prints. Runs that can't be compared are a ValueError."""
-    check_ranges(args)
+    args = plain_args(args)
     if not args.runs:
         raise ValueError("runs: name two groups of run folders, as in: compare runs/A* -- runs/B*")
     groups = load(args)

@@ -32,6 +32,7 @@ from ppo_fast.engine import flat, process
 from ppo_fast.envs import Environments
 from ppo_fast.run import cli, film as films, find, play, programs
 from ppo_fast.run.cli import Range
+from ppo_fast.run.flags import plain_args
 from ppo_fast.run.payload import policy_in
 from ppo_fast.run.policy import load_policy
 
@@ -141,12 +142,11 @@ def rebuild_flags(policy: Policy) -> tuple[ModuleType, Any]:
     known = {}
     for field in dataclasses.fields(program.Args):
         if field.name in policy.facts:
-            value = policy.facts[field.name]
-            known[field.name] = tuple(value) if isinstance(value, list) else value  # JSON has lists only
+            known[field.name] = policy.facts[field.name]
     if "env_id" not in known:
         raise ValueError(f"run: {policy.path} does not say which environment it is for")
     try:
-        flags = program.Args(**known)
+        flags = plain_args(program.Args(**known))  # JSON has lists for tuples
         flags.check()
     except (ValueError, TypeError) as problem:
         raise ValueError(f"run: {policy.path} holds flags that can't be used: {problem}") from problem
@@ -276,6 +276,7 @@ def _in_words(figures: dict[str, float | int]) -> str:
 
 def evaluate(args: Args) -> dict[str, Any]:
     """Play the policy; returns what `--json` prints. A flag or a file that can't be used is a ValueError."""
+    args = plain_args(args)
     args.check()
     policy = load(args)
     program, flags = rebuild_flags(policy)

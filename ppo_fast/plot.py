@@ -22,7 +22,7 @@ from ppo_fast.pictures.panels import draw_figure
 from ppo_fast.pictures.records import RunRecord, find_runs, read_run
 from ppo_fast.pictures.report import report
 from ppo_fast.run import cli, health
-from ppo_fast.run.flags import check_ranges, one_of
+from ppo_fast.run.flags import check_ranges, one_of, plain_args
 
 FORMATS = (".png", ".svg", ".pdf")
 
@@ -102,6 +102,7 @@ def advice(runs: Sequence[RunRecord]) -> list[str]:
 
 def plot(args: Args) -> list[Path]:
     """Write what was asked for; returns the files. A flag or a file that can't be used is a ValueError."""
+    args = plain_args(args)
     args.check()
     runs = load(args.runs, Path(args.run_root))
     groups = group_runs(runs)

@@ -19,6 +19,7 @@ from ppo_fast.engine.engine import Engine
 from ppo_fast.engine.firstbad import FirstBad
 from ppo_fast.engine.ranks import Ranks
 from ppo_fast.run import checkpoint, cli, crash, programs
+from ppo_fast.run.flags import plain_args
 
 # What the updates find out themselves, and a mask that is left out where all rows count.
 MADE_ANEW = ("advantage", "rollout.advantage", "rollout.valid")
@@ -39,7 +40,7 @@ def replay(payload: Mapping[str, Any]) -> list[str]:
     program = programs.load(broken.program)
     device = torch.device("cpu")
     known = {field.name: broken.flags[field.name] for field in fields(program.Args) if field.name in broken.flags}
-    args = program.Args(**{**known, "compile": "off"})
+    args = plain_args(program.Args(**{**known, "compile": "off"}))
     args.check()
     envs, agent, learner = program.setup(args, device)
     iteration = program.make_iteration(args, envs, agent, learner, Engine(args, Ranks(device), "eager"))
@@ -78,6 +79,7 @@ class Args:
 
 def main(args: Args) -> None:
     """Load, replay, print. A file that can't be used is one line."""
+    args = plain_args(args)
     try:
         payload = checkpoint.load(Path(args.file))
     except (OSError, checkpoint.DamagedCheckpoint) as error:

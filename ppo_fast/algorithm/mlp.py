@@ -119,7 +119,7 @@ class MLP(nn.Module):
     """Linear layers with tanh between them: (M, D) -> (M, H). Orthogonal gain √2 inside, `gain` at the end.
 
     Args:
-        sizes: D, hidden sizes..., H.
+        sizes: D, hidden sizes..., H. One size alone is a network without layers: what goes in comes out.
         gain: of the last layer: 0.01 for a policy, 1 for a value, √2 where more layers follow.
         activate_last: tanh after the last layer too, for a shared backbone.
         dtype: of the products' inputs, such as torch.bfloat16; None keeps float32.
@@ -134,10 +134,10 @@ class MLP(nn.Module):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__()
-        gains = [math.sqrt(2)] * (len(sizes) - 2) + [gain]
+        layers = len(sizes) - 1
         self.layers = nn.ModuleList(
-            layer_init(nn.Linear(inputs, outputs), g, generator)
-            for inputs, outputs, g in zip(sizes[:-1], sizes[1:], gains, strict=True)
+            layer_init(nn.Linear(sizes[i], sizes[i + 1]), gain if i == layers - 1 else math.sqrt(2), generator)
+            for i in range(layers)
         )
         self.activate_last = activate_last
         self.dtype = dtype

@@ -35,7 +35,6 @@ class Flags(plan.Flags, Protocol):
     """What is asked of a program's flags here."""
 
     num_envs: int
-    hidden_sizes: tuple[int, ...]
 
     @property
     def precision(self) -> str: ...
@@ -179,6 +178,16 @@ def ceiling(
     )
 
 
+def widest(flags: object, agent: nn.Module) -> int:
+    """Units of the widest hidden layer; where the flags name none, as of a linear policy, the longest side of a weight.
+
+    Networks of one's own may have flags of other names.
+    """
+    hidden = tuple(getattr(flags, "hidden_sizes", ()))
+    sides = [max(weight.shape) for weight in agent.parameters() if weight.ndim > 1]
+    return max(hidden or sides, default=1)
+
+
 def measure(function: Callable[[], Any], steps: int, device: torch.device, seconds: float = 0.15) -> float:
     """SPS of a function that makes `steps` environment steps a call: called at least once, and for `seconds`."""
     calls = 0
@@ -319,7 +328,7 @@ def of_run(
         compile_seconds=seconds["compile"],
         first_update_seconds=seconds["startup"] + seconds["compile"] + result["first_iteration_seconds"],
         flops=flops,
-        limit=ceiling(envs.device, rows, max(flags.hidden_sizes), dtype=dtype),
+        limit=ceiling(envs.device, rows, widest(flags, agent), dtype=dtype),
     )
 
 

@@ -5,8 +5,10 @@
         num_envs: Annotated[int, Range(1)] = 64
         precision: Literal["fp32", "bf16"] = "fp32"
 
-    flags_of(Args)["--num-envs"].allowed    # "a whole number of at least 1"
-    check_ranges(Args(num_envs=0))          # ValueError: --num-envs: must be a whole number of at least 1, got 0
+    flags_of(Args)["--num-envs"].allowed        # "a whole number of at least 1"
+    flags_of(Args)["--num-envs"].spell("1e6")   # "1000000", as tyro reads it
+    check_ranges(Args(num_envs=0))              # ValueError: --num-envs: must be a whole number of at least 1, got 0
+    plain_args(Args(num_envs=np.int64(4)))      # Args(num_envs=4, precision="fp32")
 
 A field may be a bool, an int, a float, a text, a choice (Literal), one of these or None, or a tuple of one of these.
 `Range` bounds numbers. One field of a program may be marked `tyro.conf.Positional`: it takes the words that belong to
@@ -17,11 +19,27 @@ import dataclasses
 import math
 import types
 from collections.abc import Iterable, Mapping
-from numbers import Integral, Real
-from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
+from decimal import Decimal, InvalidOperation
+from numbers import Real
+from typing import (
+    TYPE_CHECKING,
+    Annotated,
+    Any,
+    Literal,
+    NamedTuple,
+    TypeVar,
+    Union,
+    get_args,
+    get_origin,
+    get_type_hints,
+)
+
+from ppo_fast.run import plain_types
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 
 # The words of strtobool, which older scripts of the field read.
 BOOLEANS = {
@@ -29,6 +47,8 @@ BOOLEANS = {
     **dict.fromkeys(("false", "0", "no", "n", "f", "off"), False),
 }
 ONE_VALUE = {bool: "True or False", int: "a whole number", float: "a finite number", str: "a text"}
+NOTHING = ("none", "null")  # what Python and JSON call it
+MOST_DIGITS = 30  # of a whole number that is written with an exponent: nobody means 1e999999
 MANY_VALUES = {bool: "True or False", int: "whole numbers", float: "finite numbers", str: "texts"}
 
 
@@ -59,11 +79,12 @@ class Flag(NamedTuple):
     name: str  # "--num-envs"
     field: str  # "num_envs"
     kind: type  # bool, int, float or str
-    choices: tuple[str, ...]  # of a Literal, else empty
+    choices: tuple[Any, ...]  # of a Literal, mostly texts, else empty
     bound: Range | None
     optional: bool  # takes None
     many: bool  # a tuple
     positional: bool  # written without its name
+    known: bool  # not so of a type that only tyro understands
 
     @property
     def negative(self) -> str:
@@ -74,7 +95,7 @@ class Flag(NamedTuple):
     def allowed(self) -> str:
         """The allowed values in words: "a whole number of at least 1", "auto, on or off"."""
         kinds = MANY_VALUES if self.many else ONE_VALUE
-        text = one_of(self.choices) if self.choices else kinds[self.kind]
+        text = one_of(map(str, self.choices)) if self.choices else kinds[self.kind]
         if self.many:
             text += ", separated by spaces"
         if self.bound is not None:
@@ -83,42 +104,54 @@ class Flag(NamedTuple):
             text += ", or None"
         return text
 
-    def holds(self, value: object) -> bool:
-        """Whether a field may have this value: a choice, a number in bounds. Texts and truth values are not judged."""
-        if value is None and self.optional:
-            return True
-        if not self.many:
-            return self.holds_one(value)
-        if isinstance(value, (tuple, list)):
-            return all(self.holds_one(item) for item in value)
-        return self.kind is str
+    def plain(self, value: object) -> Any:
+        """What the field gets for this value, in Python's own types (see plain_types.py); an unknown type's as it is.
 
-    def holds_one(self, value: object) -> bool:
-        """The same of one item of a tuple."""
-        if self.choices:
-            return value in self.choices
-        if self.kind is int:
-            is_number = isinstance(value, Integral)
-        elif self.kind is float:
-            is_number = isinstance(value, Real)
-        else:
-            return True
-        in_bounds = self.bound is None or value in self.bound
-        return is_number and in_bounds and not isinstance(value, bool)
+        Raises:
+            ValueError: naming the flag and the allowed values.
+        """
+        if not self.known or (value is None and self.optional):
+            return value
+        wrong = value
+        try:
+            if not self.many:
+                return self._plain_one(value)
+            items = []
+            for item in plain_types.items_of(value):
+                wrong = item
+                items.append(self._plain_one(item))
+            return tuple(items)
+        except (ValueError, OverflowError) as problem:
+            raise ValueError(f"{self.name}: must be {self.allowed}, got {plain_types.in_words(wrong)}") from problem
 
-    def reads(self, word: str) -> bool:
-        """Whether a word of the command line is a value of this flag's type, in bounds or not."""
-        if self.optional and word == "None":
-            return True
+    def _plain_one(self, value: object) -> Any:
+        """The same of one item of a tuple. ValueError without words, or OverflowError."""
         if self.choices:
-            return word in self.choices
+            bare = plain_types.without_wrapping(value)
+            return self.choices[self.choices.index(bare)]
+        found = plain_types.of_kind(value, self.kind)
+        if self.bound is not None and found not in self.bound:
+            raise ValueError
+        return found
+
+    def spell(self, word: str) -> str | None:
+        """A word of the command line as tyro reads it: "1e6" of a whole number as "1000000".
+
+        None where it is no value of this flag's type; whether it is in bounds does not count.
+        """
+        if not self.known or (self.kind is str and not self.choices):
+            return word
+        if self.optional and word.lower() in NOTHING:
+            return "None"
+        if self.choices:
+            return word if word in map(str, self.choices) else None
         if self.kind is bool:
-            return word.lower() in BOOLEANS
+            return word if word.lower() in BOOLEANS else None
         try:
             self.kind(word)
         except ValueError:
-            return False
-        return True
+            return None if self.kind is float else _whole_number(word)
+        return word
 
 
 def flags_of(args_type: type) -> dict[str, Flag]:
@@ -137,11 +170,26 @@ def positional_of(flags: Mapping[str, Flag]) -> Flag | None:
 
 
 def check_ranges(args: "DataclassInstance") -> None:
-    """Raise ValueError naming the flag and the allowed values for the first field outside its range or choices."""
+    """Raise ValueError naming each flag outside its type, range or choices, and the allowed values."""
+    plain_args(args)
+
+
+def plain_args(args: T) -> T:
+    """The same flags in Python's own types, such as 4 for np.int64(4) and (32, 32) for [32, 32].
+
+    Raises:
+        ValueError: as `check_ranges` does.
+    """
+    found: dict[str, Any] = {}
+    wrong: list[str] = []
     for flag in flags_of(type(args)).values():
-        value = getattr(args, flag.field)
-        if not flag.holds(value):
-            raise ValueError(f"{flag.name}: must be {flag.allowed}, got {_wrong_item(flag, value)!r}")
+        try:
+            found[flag.field] = flag.plain(getattr(args, flag.field))
+        except ValueError as problem:
+            wrong.append(str(problem))
+    if wrong:
+        raise ValueError("; ".join(wrong))
+    return dataclasses.replace(args, **found)
 
 
 def one_of(words: Iterable[str]) -> str:
@@ -150,19 +198,21 @@ def one_of(words: Iterable[str]) -> str:
     return f"{', '.join(most)} or {last}" if most else last
 
 
-def _wrong_item(flag: Flag, value: object) -> object:
-    """What to show of a wrong value: of a tuple the first item that is wrong."""
-    if flag.many and isinstance(value, (tuple, list)):
-        for item in value:
-            if not flag.holds_one(item):
-                return item
-    return value
+def _whole_number(word: str) -> str | None:
+    """1e6 and 64.0 as 1000000 and 64; None for what is no whole number."""
+    try:
+        number = Decimal(word)
+    except InvalidOperation:
+        return None
+    if not number.is_finite() or number.adjusted() > MOST_DIGITS or number != number.to_integral_value():
+        return None
+    return str(int(number))
 
 
 def _flag(field: str, hint: Any) -> Flag:
     """What the type of one field says: peeled from outside in, Annotated, `| None`, tuple, Literal."""
     bound, positional, optional, many = None, False, False, False
-    choices: tuple[str, ...] = ()
+    choices: tuple[Any, ...] = ()
     if get_origin(hint) is Annotated:
         hint, *notes = get_args(hint)
         for note in notes:
@@ -171,17 +221,19 @@ def _flag(field: str, hint: Any) -> Flag:
             else:
                 positional = positional or _marks_positional(note)
     if get_origin(hint) in (Union, types.UnionType):
-        members = get_args(hint)
-        optional = type(None) in members
-        hint = next(member for member in members if member is not type(None))
+        members = [member for member in get_args(hint) if member is not type(None)]
+        optional = len(members) < len(get_args(hint))
+        hint = members[0] if len(members) == 1 else object
     if get_origin(hint) is tuple:
         many = True
-        hint = get_args(hint)[0]
+        items = {item for item in get_args(hint) if item is not ...}
+        hint = items.pop() if len(items) == 1 else object
     if get_origin(hint) is Literal:
         choices = get_args(hint)
-    kind = hint if hint in (bool, int, float) else str
+    known = bool(choices) or hint in ONE_VALUE
+    kind = hint if hint in ONE_VALUE else str
     name = "--" + field.replace("_", "-")
-    return Flag(name, field, kind, choices, bound, optional, many, positional)
+    return Flag(name, field, kind, choices, bound, optional, many and known, positional, known)
 
 
 def _marks_positional(note: object) -> bool:

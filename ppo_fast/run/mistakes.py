@@ -50,7 +50,7 @@ def _wrong_value(part: Part, flag: Flag) -> str | None:
     if not part.values and not flag.many and flag.kind is not bool:
         return f"{flag.name}: needs a value: {flag.allowed}"
     for value in part.values:
-        if not flag.reads(value):
+        if flag.spell(value) is None:
             return f"{flag.name}: must be {flag.allowed}, got {value!r}"
     return None
 

@@ -1,7 +1,7 @@
 """Whether a run can go on from a checkpoint, and with which flags."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from ppo_fast.run.find import Found
+from ppo_fast.run.flags import Flag, flags_of
 from ppo_fast.run.payload import FORMAT, Checkpoint
 
 # Flags that may differ when a run goes on, besides W&B's. Any other would make it another run.
@@ -121,7 +122,7 @@ def flags(args: Any, saved: Mapping[str, Any], run: Path, given: Collection[str]
     checkpoint of an earlier version keep their defaults.
 
     Args:
-        args: a program's flags as they were typed, a dataclass.
+        args: a program's flags as they were typed, a dataclass, in plain types.
         saved: the flags of the checkpoint.
         run: the run folder, for messages.
         given: names of the flags that the user named.
@@ -129,13 +130,13 @@ def flags(args: Any, saved: Mapping[str, Any], run: Path, given: Collection[str]
     Raises:
         ValueError: naming a flag that may not change, or one that the checkpoint holds nonsense for.
     """
-    defaults = {field.name: field.default for field in fields(args)}
-    kept = {name: value for name, value in saved.items() if name in defaults and name not in NOT_KEPT}
-    for name, value in kept.items():
-        if not _is_of_the_kind(value, defaults[name]):
-            kind = type(defaults[name]).__name__
-            raise ValueError(f"--resume: {run} holds {_flag(name)} as {value!r}, no {kind}")
-    new = {name: getattr(args, name) for name in defaults if name in given}
+    kept: dict[str, Any] = {}
+    new: dict[str, Any] = {}
+    for flag in flags_of(type(args)).values():
+        if flag.field in saved and flag.field not in NOT_KEPT:
+            kept[flag.field] = _value_in(run, flag, saved[flag.field])
+        if flag.field in given:
+            new[flag.field] = getattr(args, flag.field)
     for name, value in new.items():
         may_change = name in CHANGEABLE or name.startswith("wandb_")
         if not may_change and name in kept and value != kept[name]:
@@ -143,13 +144,12 @@ def flags(args: Any, saved: Mapping[str, Any], run: Path, given: Collection[str]
     return replace(args, **{**kept, **new})
 
 
-def _is_of_the_kind(value: object, default: object) -> bool:
-    """Whether a flag with this default may have this value. Where the default is None, ranges are checked later."""
-    if default is None:
-        return True
-    if isinstance(default, float):
-        return type(value) in (int, float)
-    return type(value) is type(default)
+def _value_in(run: Path, flag: Flag, value: object) -> Any:
+    """What a checkpoint of this run holds for a flag. Those of earlier versions may hold a list for a tuple."""
+    try:
+        return flag.plain(value)
+    except ValueError as problem:
+        raise ValueError(f"--resume: {run} holds a wrong {problem}") from problem
 
 
 def _flag(field: str) -> str:

@@ -2,13 +2,14 @@
 
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import MISSING, Field, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ppo_fast.run import find, presets, resume
+from ppo_fast.run import checkpoint, find, presets, resume
 from ppo_fast.run.cli import program_of
 from ppo_fast.run.film import render_without_a_display
+from ppo_fast.run.flags import flags_of, plain_args
 
 
 @dataclass(frozen=True)
@@ -24,22 +25,25 @@ class Beginning:
 def settle(args: Any) -> tuple[Any, Beginning]:
     """The flags to train with, and where the run begins: `--resume` and presets applied.
 
-    Flags count as given if the command line names them (`cli.parse` notes which); in a call from Python, those that
-    differ from their default do, and no preset is applied.
+    From here on they are in Python's own types (`flags.plain_args`). Flags count as given if the command line names
+    them (`cli.parse` notes which); in a call from Python, those that differ from their default do, and no preset is
+    applied.
 
     Args:
         args: a program's flags, as they were typed.
 
     Raises:
-        ValueError: "--resume: ..." or, for a flag that may not change, its name.
+        ValueError: "--resume: ..." or, for a flag that is wrong or may not change, its name.
     """
+    named = args.flags_given
+    args = plain_args(args)
+    _can_be_saved(args)
     if args.capture_video:
         render_without_a_display()
-    named = args.flags_given
     found = _find(args)
     if found is not None:
         origin = resume.origin_of(found, program_of(args))
-        given = named or {field.name for field in fields(args) if getattr(args, field.name) != field.default}
+        given = named or {field.name for field in fields(args) if getattr(args, field.name) != _default(field)}
         return resume.flags(args, origin.checkpoint.flags, origin.run, given), Beginning(origin)
     if named is None or not args.preset:
         return args, Beginning()
@@ -47,6 +51,22 @@ def settle(args: Any) -> tuple[Any, Beginning]:
     if not tuned:
         return args, Beginning()
     return replace(args, **tuned), Beginning(notes=(f"preset        {as_typed(tuned)}",))
+
+
+def _default(field: Field) -> Any:
+    """The value of a field that nobody named."""
+    return field.default if field.default_factory is MISSING else field.default_factory()
+
+
+def _can_be_saved(args: Any) -> None:
+    """ValueError naming the first field of a program of one's own that no checkpoint can hold."""
+    for flag in flags_of(type(args)).values():
+        try:
+            checkpoint.plain(getattr(args, flag.field))
+        except TypeError as problem:
+            kind = type(getattr(args, flag.field)).__name__
+            advice = "a flag is a bool, int, float, str, Literal, None or a tuple of one of these"
+            raise ValueError(f"{flag.name}: a {kind} can't be kept in a checkpoint; {advice}") from problem
 
 
 def _find(args: Any) -> find.Found | None:

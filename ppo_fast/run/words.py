@@ -4,25 +4,28 @@
     # the word "runs/a", --num-envs with its value "4", --cuda with its value "no"
 
 Hyphens and underscores are the same in a flag's name. `--cuda`, `--no-cuda`, `--cuda=True`, `--cuda False` and
-`--cuda=0`, as sweeps and older scripts write, are all understood.
+`--cuda=0`, as sweeps and older scripts write, are all understood. So are `--hidden-sizes 32 32`,
+`--hidden_sizes=[32, 32]`, `"(32, 32)"` and `32,32`, and 1e6 as a whole number.
 """
 
+import ast
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from ppo_fast.run.flags import BOOLEANS, Flag, positional_of
 
+SEPARATOR = re.compile(r"\s*,\s*|\s+")
 SHORT_FLAG = re.compile(r"-(?!inf\b|nan\b)[A-Za-z]")
 
 
 class Part(NamedTuple):
     """A flag with the words that are its values, or one word that belongs to no flag."""
 
-    words: tuple[str, ...]  # as they were written: ("--num_envs", "4"), ("--cuda=no",), ("runs/a",)
+    words: tuple[str, ...]  # as they were written: ("--num_envs", "4"), ("--sizes=[1, 2]",), ("runs/a",)
     name: str  # "--num-envs"; "" where it belongs to no flag
     flag: Flag | None  # None where there is no flag of that name; that of --no-cuda is --cuda
-    values: tuple[str, ...]
+    values: tuple[str, ...]  # ("4",), ("1", "2"), ()
 
     @property
     def is_negative(self) -> bool:
@@ -52,27 +55,65 @@ def parts_of(argv: Sequence[str], flags: Mapping[str, Flag]) -> list[Part]:
         name, equals, value = word.partition("=")
         name = name.replace("_", "-")
         flag = flags.get(name)
-        if equals:
-            parts.append(Part((word,), name, flag or by_negative.get(name), (value,)))
-        elif flag is None:
-            parts.append(Part((word,), name, by_negative.get(name), ()))
-        else:
-            values = _take_values(rest, flag)
-            parts.append(Part((word, *values), name, flag, values))
+        if flag is None:
+            parts.append(Part((word,), name, by_negative.get(name), (value,) if equals else ()))
+            continue
+        values = (value,) if equals else ()
+        if not equals or (flag.many and not takes_words):
+            values += _take_values(rest, flag)
+        parts.append(Part((word, *values[bool(equals) :]), name, flag, _items(values, flag) if flag.many else values))
     return parts
 
 
 def plain_words(parts: Iterable[Part]) -> list[str]:
-    """The command line again, as tyro reads it: a boolean with its value becomes `--cuda` or `--no-cuda`."""
+    """The command line again, as tyro reads it: a boolean with its value becomes `--cuda` or `--no-cuda`, 1e6 of a
+    whole number 1000000, and the items of `[32, 32]` words of their own."""
     result: list[str] = []
     for part in parts:
-        flag = part.flag
-        value = part.values[0].lower() if part.values else ""
-        if flag is not None and flag.kind is bool and not part.is_negative and value in BOOLEANS:
-            result.append(flag.name if BOOLEANS[value] else flag.negative)
-        else:
-            result.extend(part.words)
+        result.extend(_spelled(part) or part.words)
     return result
+
+
+def _spelled(part: Part) -> list[str] | None:
+    """The words of a part as tyro reads them; None where they are already, or where there is no such value."""
+    flag = part.flag
+    if flag is None or part.is_negative:
+        return None
+    spelled: list[str] = []
+    for value in part.values:
+        word = flag.spell(value)
+        if word is None:
+            return None
+        spelled.append(word)
+    if flag.many:
+        return [flag.name, *spelled]
+    if spelled and flag.kind is bool:
+        return [flag.name if BOOLEANS[spelled[0].lower()] else flag.negative]
+    return None if spelled == list(part.values) else [f"{flag.name}={spelled[0]}"]
+
+
+def _items(words: tuple[str, ...], flag: Flag) -> tuple[str, ...]:
+    """What the words behind a flag that takes several values hold: `32 32`, `32,32`, `[32, 32]` or `(32, 32)`.
+
+    Texts are parted at commas only within brackets, where they may stand in quotation marks.
+    """
+    text = " ".join(words).strip()
+    inside = text[1:-1].strip() if text[:1] + text[-1:] in ("[]", "()") else None
+    if inside == "":
+        return ()
+    if flag.kind is str and not flag.choices:
+        return words if inside is None else _texts(inside)
+    if inside is None:
+        return tuple(SEPARATOR.split(text)) if text else words
+    return tuple(SEPARATOR.split(inside.removesuffix(",")))
+
+
+def _texts(inside: str) -> tuple[str, ...]:
+    """The texts of a list as Python writes it, without its brackets: `'a', 'b'`; quotation marks may be missing."""
+    try:
+        return tuple(map(str, ast.literal_eval(f"[{inside}]")))
+    except (ValueError, SyntaxError):
+        return tuple(item.strip().strip("'\"") for item in inside.removesuffix(",").split(","))
 
 
 def _take_values(rest: list[str], flag: Flag) -> tuple[str, ...]:

@@ -74,13 +74,13 @@ def environments_that_cannot_be_trained_on() -> Iterator[None]:
 
 
 # Words that are no value of these flags. What a line says of each kind stands in test_flags.py and test_mistakes.py.
-WHOLE = ("0", "-1", "1.5", "1e3", "nan", "ten", "")
+WHOLE = ("0", "-1", "1.5", "1e-3", "nan", "ten", "")
 NOT_NEGATIVE = ("-1", "nan", "inf", "-inf", "ten", "1,5", "")
 POSITIVE = ("0", "-0.5", "nan", "inf", "ten", "")
 BAD_WORDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("num-envs", "num-steps", "num-minibatches", "update-epochs", "total-timesteps", "save-interval"): WHOLE,
     ("keep-checkpoints", "env-groups"): WHOLE,
-    ("hidden-sizes",): (*WHOLE, "64 0", "64 -64", "64,64"),
+    ("hidden-sizes",): (*WHOLE, "64 0", "64 -64", "64,,64", "[64", "64;64"),
     ("eval-episodes", "verify", "env-restarts"): WHOLE[1:],
     ("seed",): ("-1", "2147483649", "1.5", "ten", ""),
     ("learning-rate", "ent-coef", "vf-coef"): (*NOT_NEGATIVE, "1e999"),
@@ -283,14 +283,23 @@ CHECKPOINTS: dict[str, tuple[Spoil, str]] = {
         "its agent.normalize_obs.shift does not fit",
     ),
     "other layers": (with_flag("hidden_sizes", (9,)), "its theta does not fit"),
-    "env_id by number": (with_flag("env_id", 5), "holds --env-id as 5, no str"),
-    "a boolean as text": (with_flag("norm_obs", "yes"), "holds --norm-obs as 'yes', no bool"),
-    "num_envs as text": (with_flag("num_envs", "2"), "holds --num-envs as '2', no int"),
-    "num_envs below 1": (with_flag("num_envs", -2), "--num-envs: must be a whole number of at least 1, got -2"),
-    "gamma is NaN": (with_flag("gamma", math.nan), "--gamma: must be a finite number from 0 to 1, got nan"),
+    "env_id by number": (with_flag("env_id", 5), "holds a wrong --env-id: must be a text, got 5"),
+    "a boolean as text": (with_flag("norm_obs", "yes"), "holds a wrong --norm-obs: must be True or False, got 'yes'"),
+    "num_envs as text": (
+        with_flag("num_envs", "2"),
+        "holds a wrong --num-envs: must be a whole number of at least 1, got '2'",
+    ),
+    "num_envs below 1": (
+        with_flag("num_envs", -2),
+        "holds a wrong --num-envs: must be a whole number of at least 1, got -2",
+    ),
+    "gamma is NaN": (
+        with_flag("gamma", math.nan),
+        "holds a wrong --gamma: must be a finite number from 0 to 1, got nan",
+    ),
     "target_kl as text": (
         with_flag("target_kl", "x"),
-        "--target-kl: must be a finite number above 0, or None, got 'x'",
+        "holds a wrong --target-kl: must be a finite number above 0, or None, got 'x'",
     ),
     "an environment that is not there": (with_flag("env_id", "CartPol-v1"), "--env-id: no environment 'CartPol-v1'"),
     "a backend that is not there": (with_flag("backend", "gpu"), "--backend: no backend 'gpu'"),

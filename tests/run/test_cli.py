@@ -87,6 +87,8 @@ def refused(capsys: pytest.CaptureFixture[str], argv: list[str], args_type: type
         ("--exp-name True --wandb-entity=no", Args(exp_name="True", wandb_entity="no")),
         ("--hidden-sizes 128 64 32 --target-kl 0.02", Args(hidden_sizes=(128, 64, 32), target_kl=0.02)),
         ("--hidden-sizes --target-kl None --wandb-entity=None", Args(hidden_sizes=())),
+        ("--hidden_sizes=[32, 32] --target_kl=None --cuda=True", Args(hidden_sizes=(32, 32))),
+        ("--hidden-sizes=() --num-envs=1e3 --target-kl=1e-2", Args(hidden_sizes=(), num_envs=1000, target_kl=0.01)),
     ],
 )
 def test_flags_reach_the_program(line: str, expected: Args) -> None:

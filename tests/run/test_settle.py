@@ -1,7 +1,10 @@
 """The flags that a run really has, and what is said of them."""
 
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from ppo_fast.run.settle import as_typed, settle
@@ -32,6 +35,27 @@ def test_no_preset_where_none_is_wanted_or_there_is_none(args: Args) -> None:
     """In a call from Python flags are what they are."""
     settled, beginning = settle(args)
     assert settled == args and beginning.notes == ()
+
+
+def test_flags_are_in_pythons_own_types() -> None:
+    given: Any = {"num_envs": np.int64(8), "hidden_sizes": [8, 8], "run_root": Path("runs"), "gamma": np.float32(0.5)}
+    args, _ = settle(Args(**given))
+    assert args == Args(num_envs=8, hidden_sizes=(8, 8), run_root="runs", gamma=0.5)
+    assert [type(x) for x in (args.num_envs, args.run_root, args.gamma)] == [int, str, float]
+
+
+@dataclass
+class Changed(Args):
+    """A program of one's own."""
+
+    out: Path = Path("out")
+    size: int | str = "auto"
+
+
+def test_a_flag_that_no_checkpoint_can_hold_is_named_before_anything_is_done() -> None:
+    with pytest.raises(ValueError, match=r"^--out: a PosixPath can't be kept in a checkpoint; a flag is a bool, int, "):
+        settle(Changed())
+    assert settle(Changed(out="out"))[0].size == "auto"  # type: ignore[arg-type]
 
 
 def test_what_cannot_be_resumed_is_named(tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ class Args:
     num_envs: int = 4
     gamma: float = 0.99
     name: str = ""
+    limit: float | None = None
     sizes: tuple[int, ...] = ()
+    tags: tuple[str, ...] = ()
 
 
 @dataclass
@@ -69,6 +71,50 @@ def test_a_boolean_takes_every_spelling(yes: str, no: str) -> None:
     line = f"--num_envs 7 --cuda{yes} --cuda{no} --name yes"
     parts = parts_of(line.split(), flags_of(Args))
     assert plain_words(parts) == ["--num_envs", "7", "--cuda", "--no-cuda", "--name", "yes"]
+
+
+SIZES = [
+    "32 64",
+    "32,64",
+    "32, 64",
+    "[32, 64]",
+    "[32,64]",
+    "(32, 64)",
+    "[32 64]",
+    "[32, 64,]",
+    " [ 32 , 64 ] ",
+    "32 64.0",
+]
+TAGS = ["['a b', 'c']", "('a b', 'c')", '["a b", "c"]', "[a b, c]"]
+
+
+@pytest.mark.parametrize("name", ["--sizes=", "--sizes "])
+@pytest.mark.parametrize("text", SIZES)
+@pytest.mark.parametrize("by_the_shell", [True, False])
+def test_several_numbers_are_written_in_many_ways(name: str, text: str, by_the_shell: bool) -> None:
+    """As lists are written in a shell, by Python's str() (so `wandb agent` does) and in JSON."""
+    words = [*name.split(), text]
+    if by_the_shell:
+        words = f"{name}{text}".split()
+    parts = parts_of(["--cuda", *words, "--gamma", "1"], flags_of(Args))
+    assert plain_words(parts) == ["--cuda", "--sizes", "32", "64", "--gamma", "1"]
+
+
+@pytest.mark.parametrize("text", ["[]", "()", "[ ]"])
+def test_none_of_several(text: str) -> None:
+    assert plain_words(parts_of([f"--sizes={text}"], flags_of(Args))) == ["--sizes"]
+
+
+@pytest.mark.parametrize("text", TAGS)
+def test_several_texts_are_written_in_many_ways(text: str) -> None:
+    assert plain_words(parts_of([f"--tags={text}"], flags_of(Args))) == ["--tags", "a b", "c"]
+    assert plain_words(parts_of(["--tags", "a,b", "c d"], flags_of(Args))) == ["--tags", "a,b", "c d"]
+
+
+def test_numbers_and_nothing_as_sweeps_write_them() -> None:
+    line = "--num_envs=1e6 --num-envs 64.0 --gamma=1e-3 --limit=None --limit null --limit 3 --name=None"
+    plain = "--num-envs=1000000 --num-envs=64 --gamma=1e-3 --limit=None --limit=None --limit 3 --name=None"
+    assert plain_words(parts_of(line.split(), flags_of(Args))) == plain.split()
 
 
 @pytest.mark.parametrize("line", ["--cuda=maybe", "--no-cuda=True", "--num-envs four", "junk --zork=1", "--name=no"])
