@@ -196,11 +196,17 @@ def _find_spec(env_id: str) -> EnvSpec | None:
     pools = envpool.all_ids()
     if env_id in pools:
         return None
-    known = {candidate for candidate in gymnasium.registry if not candidate.startswith("ppo_fast/")}
+    # Of a tensor environment and its original the original is named, which `auto` takes to the other.
+    known = {candidate for candidate in gymnasium.registry if not _is_twin(candidate)}
     near = difflib.get_close_matches(name, sorted(known.union(pools)), n=3)
     if near:
         raise ValueError(f"--env-id: no environment {env_id!r}; did you mean {' or '.join(near)}?")
     raise ValueError(f"--env-id: no environment {env_id!r}; ids of other packages are written module:Env-v0")
+
+
+def _is_twin(env_id: str) -> bool:
+    """Whether an id is that of our own tensor environment of an original that is registered, too."""
+    return env_id.startswith("ppo_fast/") and env_id.removeprefix("ppo_fast/") in gymnasium.registry
 
 
 def _tensor_spec(spec: EnvSpec) -> EnvSpec | None:

@@ -75,6 +75,25 @@ class _Leaf:
         np.put_along_axis(out, (flat + self.column_of_zero).astype(np.int64), 1, axis=1)
 
 
+def remaining_columns(space: spaces.Box, hidden: Sequence[int], mask_size: int = 0) -> list[int]:
+    """The columns of flat observations (D,) that are left without `hidden`; the last `mask_size`, a mask, stay.
+
+    Raises:
+        ValueError: naming --hide, where there is no such column, or none would be left.
+    """
+    shape = space.shape or ()
+    if len(shape) != 1:
+        raise ValueError(f"--hide: only flat observations have numbers to hide, this one's shape is {shape}")
+    size = shape[0] - mask_size
+    for column in hidden:
+        if not 0 <= column < size:
+            raise ValueError(f"--hide: an observation's numbers are 0 to {size - 1}, got {column}")
+    kept = [column for column in range(size) if column not in hidden]
+    if not kept:
+        raise ValueError(f"--hide: nothing would be left of {size} numbers")
+    return [*kept, *range(size, shape[0])]
+
+
 class ObservationEncoder:
     """Encodes observations of `space` into float32 arrays of the Box `self.space`.
 

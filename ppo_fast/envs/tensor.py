@@ -18,6 +18,7 @@ from gymnasium.vector.utils import batch_space
 
 from ppo_fast.envs.contract import Part, State, Step, StepResult
 from ppo_fast.envs.masks import MASK
+from ppo_fast.envs.spaces import remaining_columns
 
 __all__ = ["State", "TensorVectorEnv", "Transition"]
 
@@ -49,6 +50,8 @@ class TensorVectorEnv(VectorEnv):
     state_names: ClassVar[tuple[str, ...]] = ("physics", "elapsed")
     # n where the last n columns of the observation say which of n actions are allowed (1) and which not (0).
     mask_size: int = 0
+    # Columns of `observation` that are not seen: see `hide`.
+    hidden: ClassVar[tuple[int, ...]] = ()
     # Uniform [0, 1) numbers that initial_state and transition consume, per env and step.
     reset_noise_size: int = 0
     step_noise_size: int = 0
@@ -80,6 +83,27 @@ class TensorVectorEnv(VectorEnv):
             low = torch.tensor(single_action_space.low, device=self.device)
             high = torch.tensor(single_action_space.high, device=self.device)
             self._action_bounds = (low, high)
+        self._kept: torch.Tensor | None = None  # columns of the observation that are seen; None for all
+        if self.hidden:
+            self.hide(self.hidden)
+
+    def hide(self, columns: Sequence[int]) -> None:
+        """Leave these columns out of the observations that `reset` and a step return.
+
+        `observation` and `transition` go on giving all of them. An action mask can't be hidden.
+
+        Args:
+            columns: counted in what is seen up to now.
+
+        Raises:
+            ValueError: where there is no such column, or none would be left.
+        """
+        space = self.single_observation_space
+        columns = remaining_columns(space, columns, self.mask_size)
+        kept = torch.tensor(columns, device=self.device)
+        self._kept = kept if self._kept is None else self._kept[kept]
+        self.single_observation_space = spaces.Box(space.low[columns], space.high[columns])
+        self.observation_space = batch_space(self.single_observation_space, self.num_envs)
 
     # The pure core.
 
@@ -124,7 +148,7 @@ class TensorVectorEnv(VectorEnv):
         reset_noise = noise[:, self.step_noise_size :]
         successor, final_obs, reward, terminated, truncated = self.transition(state, action, step_noise)
         state = _where(terminated | truncated, self.initial_state(reset_noise), successor)
-        return state, self.observation(state), reward, terminated, truncated, final_obs
+        return state, self._seen(self.observation(state)), reward, terminated, truncated, self._seen(final_obs)
 
     def advance(self, state: State, action: torch.Tensor, noise: torch.Tensor) -> tuple[State, Step]:
         """`step_state` in the form that all environments share (see contract.py): pure, and every row is valid."""
@@ -178,7 +202,7 @@ class TensorVectorEnv(VectorEnv):
         if mask is not None:
             state = _where(mask, state, self.state)
         self.state = state
-        return self.observation(state).clone(), {}
+        return self._seen(self.observation(state)).clone(), {}
 
     def restart(self) -> torch.Tensor:
         """Start new episodes with the next random numbers: their observations (N, D). There is nothing to make anew."""
@@ -234,6 +258,10 @@ class TensorVectorEnv(VectorEnv):
         self.generator.set_state(saved["generator"].cpu())
         self._seeded = True
         self.state = state
+
+    def _seen(self, obs: torch.Tensor) -> torch.Tensor:
+        """What is not hidden of an observation (N, D)."""
+        return obs if self._kept is None else obs.index_select(-1, self._kept)
 
     def _ensure_seeded(self, seed: int | None) -> None:
         if seed is not None:

@@ -26,12 +26,16 @@ def swung_up(obs):
     return -cos1 - (cos1 * cos2 - sin1 * sin2) > 1
 
 
+NO_VELOCITY_LIMITS = torch.tensor([POSITION_LIMIT, ANGLE_LIMIT])
 TENSOR = {
     "CartPole-v1": {"limit": 15, "terminal": fallen},
     "MountainCar-v0": {"limit": 15},
     "MountainCarContinuous-v0": {"limit": 15},
     "Acrobot-v1": {"limit": 15, "terminal": swung_up},
     "Pendulum-v1": {"limit": 15},
+    "ppo_fast/CartPoleNoVel-v1": {"limit": 15, "terminal": lambda obs: obs.abs().gt(NO_VELOCITY_LIMITS).any(1)},
+    "ppo_fast/RepeatFirst-v0": {"limit": 15, "continuous": False},
+    "ppo_fast/RepeatPrevious-v0": {"limit": 15, "continuous": False},
 }
 
 

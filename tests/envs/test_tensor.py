@@ -17,6 +17,14 @@ from ppo_fast.envs import make
 from ppo_fast.envs.tensor import TensorVectorEnv
 
 IDS = ("CartPole-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Acrobot-v1", "Pendulum-v1")
+WITHOUT_VELOCITIES = {
+    "ppo_fast/CartPoleNoVel-v1": ("CartPole-v1", [0, 2]),
+    "ppo_fast/MountainCarNoVel-v0": ("MountainCar-v0", [0]),
+    "ppo_fast/MountainCarContinuousNoVel-v0": ("MountainCarContinuous-v0", [0]),
+    "ppo_fast/PendulumNoVel-v1": ("Pendulum-v1", [0, 1]),
+}
+MEMORY = ("ppo_fast/MemoryChain5-v0", "ppo_fast/RepeatPrevious-v0", "ppo_fast/RepeatFirst-v0")
+ALL_IDS = (*IDS, *WITHOUT_VELOCITIES, *MEMORY)
 # Largest deviation of one float32 step from Gymnasium's float64 one, relative to 1 + |value|. Acrobot's Runge-Kutta
 # step of 0.2 s amplifies rounding: its accelerations reach some hundred rad/s².
 TOLERANCE = dict.fromkeys(IDS, 2e-6) | {"Acrobot-v1": 1e-4}
@@ -169,7 +177,7 @@ def test_ks_statistic_tells_distributions_apart():
     assert ks_statistic(a, 2 * b) > critical
 
 
-@pytest.mark.parametrize("env_id", IDS)
+@pytest.mark.parametrize("env_id", ALL_IDS)
 def test_state_continues_bit_for_bit(env_id):
     def go_on(env, steps):
         generator = torch.Generator().manual_seed(4)
@@ -201,6 +209,43 @@ def test_saved_state_shares_no_memory():
             tensor.fill_(7 + scribbled)
         assert all(torch.equal(saved[name], frozen[name]) for name in frozen)
         env.set_state(saved)
+
+
+@pytest.mark.parametrize("env_id", WITHOUT_VELOCITIES)
+def test_without_velocities_beside_the_whole(env_id):
+    """The same episodes as with velocities, which are cut away, also from what follows an end; and as Gymnasium's."""
+    original, seen = WITHOUT_VELOCITIES[env_id]
+    whole, part = tensor_env(original, 6, max_episode_steps=9), tensor_env(env_id, 6, max_episode_steps=9)
+    generator = torch.Generator().manual_seed(0)
+    assert torch.equal(whole.reset(seed=5)[0][:, seen], part.reset(seed=5)[0])
+    for _ in range(30):
+        action = sample_action(whole, generator)
+        obs, *others, info = whole.step(action)
+        obs_part, *others_part, info_part = part.step(action)
+        assert torch.equal(obs_part, obs[:, seen]) and torch.equal(info_part["final_obs"], info["final_obs"][:, seen])
+        assert all(torch.equal(a, b) for a, b in zip(others, others_part, strict=True))
+
+    space: Any = gymnasium.make(original).observation_space
+    assert part.single_observation_space == gymnasium.spaces.Box(space.low[seen], space.high[seen])
+    hosts = [make(name, 3, "cpu", "sync") for name in (original, env_id)]
+    assert hosts[1].single_observation_space == part.single_observation_space
+    assert torch.equal(hosts[0].reset(seed=5)[0][:, seen], hosts[1].reset(seed=5)[0])
+    for _ in range(5):
+        action = sample_action(hosts[0], generator)
+        steps = [host.step(action) for host in hosts]
+        assert torch.equal(steps[0][0][:, seen], steps[1][0]) and torch.equal(steps[0][1], steps[1][1])
+    spec, wanted = gymnasium.spec(env_id), gymnasium.spec(original)
+    assert (spec.max_episode_steps, spec.reward_threshold) == (wanted.max_episode_steps, wanted.reward_threshold)
+
+
+def test_columns_that_can_not_be_hidden():
+    env = tensor_env("CartPole-v1", 2)
+    for columns, said in (((4,), "0 to 3, got 4"), ((-1,), "got -1"), ((0, 1, 2, 3), "nothing would be left")):
+        with pytest.raises(ValueError, match=f"--hide: .*{said}"):
+            env.hide(columns)
+    env.hide((0,))
+    env.hide((1,))  # of what is left of the angles and velocities: the angle
+    assert torch.equal(env.reset(seed=0)[0], env.state[0][:, [1, 3]])
 
 
 def test_state_of_another_size_or_incomplete_is_refused():
@@ -278,7 +323,7 @@ def test_sutton_barto_reward():
 
 
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])
-@pytest.mark.parametrize("env_id", IDS)
+@pytest.mark.parametrize("env_id", ALL_IDS)
 def test_step_compiles_to_one_graph_without_recompiles(env_id, backend):
     graphs = []
 
