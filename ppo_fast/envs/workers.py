@@ -32,7 +32,7 @@ from ppo_fast.envs.singles import Block, Kind, Layout, MakeEnv, Rows, SingleVect
 CLOSING = 3.0
 # Signals that a scheduler or a terminal sends to every process of a run: stopping is the trainer's business, which
 # saves first, and a worker that went at once would be a fault.
-IGNORED = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGHUP")
+IGNORED = ("SIGINT", "SIGTERM", "SIGUSR1", "SIGUSR2", "SIGHUP")
 CACHE_LINE = 64  # bytes
 
 

@@ -15,7 +15,7 @@ bounds and choices, for calls from Python too. Hyphens and underscores are the s
 | 4           | `--verify` found the fast path to differ from the eager one               |
 | 5           | `--max-runtime` is over: saved, `--resume` goes on                        |
 | 6           | an environment died or hung: saved, `--resume` goes on                    |
-| 128 + n     | signal n stopped it: 130 Ctrl-C, 143 SIGTERM, 138 SIGUSR1 (Linux)         |
+| 128 + n     | signal n stopped it: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP, 138 SIGUSR1     |
 | 1           | a fault of ours, with its traceback                                       |
 """
 

@@ -10,10 +10,15 @@
 |---------|------------------------------------------------|-------------|
 | SIGINT  | Ctrl-C                                         | 130         |
 | SIGTERM | kill, SLURM's scancel, Kubernetes, torchrun    | 143         |
+| SIGHUP  | a terminal or a connection that closes         | 129         |
 | SIGUSR1 | SLURM's --signal=USR1@60, ahead of a time limit | 138 (Linux) |
+| SIGUSR2 | Grid Engine's -notify, ahead of SIGKILL        | 140 (Linux) |
+| SIGXCPU | the system, at `ulimit -St` seconds of CPU time | 152 (Linux) |
 
 The status is 128 + the signal's number, what a shell shows for a process that the signal killed: a batch script sees
-the same number whether the run stopped cleanly or not, and result.json tells the two apart.
+the same number whether the run stopped cleanly or not, and result.json tells the two apart. A signal that was ignored
+when the program started, as SIGHUP is under nohup, stays ignored; only SIGINT does not, which a shell script's `&`
+ignores though Ctrl-C is meant for all of it.
 
 Nothing is done inside the handler itself: a signal may land in the middle of a save, of a collective, of a lock. Only
 where nothing is at stake, before the first iteration and after the last save, may the first signal leave at once.
@@ -28,7 +33,8 @@ from types import FrameType, TracebackType
 from typing import Any
 
 Handler = Callable[[int, FrameType | None], Any] | int | None  # as `signal.signal` takes and returns them
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)
+NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
+SIGNALS = tuple(signum for signum in signal.Signals if signum.name in NAMES)  # Windows has two of them
 
 
 class Stopped(SystemExit):
@@ -36,14 +42,14 @@ class Stopped(SystemExit):
 
 
 class StopSignal:
-    """Context manager that turns SIGINT, SIGTERM and SIGUSR1 into `requested`.
+    """Context manager that turns SIGNALS into `requested`.
 
     A second SIGINT leaves at once: it raises KeyboardInterrupt where the program stands, which Python ends with exit
     status 130. From then on SIGINT has the system's default action, so that a third one ends even a hung clean-up.
 
     Handlers are installed in the main thread only, the one place Python allows; elsewhere the flag just stays down.
     The earlier handlers come back at exit. Processes forked inside the block (environment workers) get the earlier
-    handler of SIGTERM too, so that `Process.terminate()` works on them. They ignore SIGINT and SIGUSR1: Ctrl-C and
+    handler of SIGTERM too, so that `Process.terminate()` works on them. They ignore the other signals: a terminal and
     SLURM signal the whole group, and the workers must live until the iteration is over.
     """
 
@@ -58,7 +64,8 @@ class StopSignal:
     def __enter__(self) -> "StopSignal":
         if threading.current_thread() is threading.main_thread():
             for signum in SIGNALS:
-                self._earlier[signum] = signal.signal(signum, self._note)
+                if signum == signal.SIGINT or signal.getsignal(signum) is not signal.SIG_IGN:
+                    self._earlier[signum] = signal.signal(signum, self._note)
             # A hook on fork can't be taken back, so it must not keep this object alive.
             this = weakref.ref(self)
             os.register_at_fork(after_in_child=lambda: _leave_in_child(this()))
@@ -107,5 +114,6 @@ def _leave_in_child(stop: StopSignal | None) -> None:
     """In a process just forked: as if `stop` had never been, but deaf to what is sent to a whole process group."""
     if stop is not None and stop._earlier:
         stop._restore()
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
-        signal.signal(signal.SIGUSR1, signal.SIG_IGN)
+        for signum in SIGNALS:
+            if signum != signal.SIGTERM:
+                signal.signal(signum, signal.SIG_IGN)

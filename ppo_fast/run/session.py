@@ -236,7 +236,7 @@ class Session:
     def _is_late(self) -> bool:
         """Whether `--max-runtime` is over."""
         limit = self.args.max_runtime
-        return limit is not None and time.time() - self._watch.started > limit
+        return limit is not None and self._watch.elapsed() > limit
 
     def _count(self, steps: int) -> None:
         """One iteration more, of so many steps."""

@@ -1,15 +1,23 @@
-"""Seconds of a run by name, from the start of its process on."""
+"""Seconds of a run by name, from the start of its process on.
+
+All are of a clock that only goes forward: setting the machine's clock, as summer time or a time server does, changes no
+duration and ends no run.
+"""
 
 import os
 import time
 
 
 class Stopwatch:
-    """Seconds by name: `lap(name)` books what has passed since the lap before, the first one since `started`."""
+    """Seconds by name: `lap(name)` books what has passed since the lap before, the first one since `started`.
+
+    Args:
+        started: when, by `time.monotonic`; now unless given.
+    """
 
     def __init__(self, started: float | None = None) -> None:
         self.seconds: dict[str, float] = {}
-        self.started = self._last = time.time() if started is None else started
+        self.started = self._last = time.monotonic() if started is None else started
 
     @classmethod
     def since_process_start(cls) -> "Stopwatch":
@@ -20,10 +28,14 @@ class Stopwatch:
                 age = float(uptime.read().split()[0]) - ticks / os.sysconf("SC_CLK_TCK")
         except (OSError, ValueError, IndexError):
             return cls()
-        return cls(time.time() - age)
+        return cls(time.monotonic() - age)
+
+    def elapsed(self) -> float:
+        """Seconds since the start."""
+        return time.monotonic() - self.started
 
     def lap(self, name: str) -> None:
         """Book the seconds since the last lap under `name`."""
-        now = time.time()
+        now = time.monotonic()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
         self._last = now

@@ -84,10 +84,9 @@ class WandbTwin(Twin):
         """The policy's weights and the newest checkpoint as one artifact, uploaded before the run ends."""
         import wandb
 
-        checkpoints = (self.folder / "checkpoints").glob("checkpoint-*.pt")
-        by_age = sorted(checkpoints, key=lambda path: path.stat().st_mtime)
+        newest = sorted((self.folder / "checkpoints").glob("checkpoint-*.pt"))[-1:]  # names count steps
         artifact = wandb.Artifact(f"policy-{self.run.id}", type="model")
-        for path in (self.folder / names.POLICY_FILE, *by_age[-1:]):
+        for path in (self.folder / names.POLICY_FILE, *newest):
             artifact.add_file(str(path))
         self.run.log_artifact(artifact)
 

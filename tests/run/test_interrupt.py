@@ -21,6 +21,7 @@ def start(script: str) -> subprocess.Popen:
     head = "import os, signal, sys, time\nfrom ppo_fast.run.interrupt import StopSignal\n"
     process = subprocess.Popen(
         [sys.executable, "-u", "-c", head + textwrap.dedent(script)],
+        stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
@@ -51,11 +52,33 @@ LOOP = """
 """
 
 
-@pytest.mark.parametrize(("signum", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGUSR1, 138)])
+STATUS = {"SIGINT": 130, "SIGTERM": 143, "SIGHUP": 129, "SIGUSR1": 138, "SIGUSR2": 140, "SIGXCPU": 152}
+
+
+@pytest.mark.parametrize(("signum", "status"), [(signal.Signals[name], STATUS[name]) for name in STATUS])
 def test_one_signal_ends_the_loop_and_sets_the_status(signum: signal.Signals, status: int) -> None:
     process = start(LOOP)
     process.send_signal(signum)
     assert finish(process) == (status, f"saved {signum.name}\n")
+
+
+def test_what_was_ignored_from_the_start_stays_ignored() -> None:
+    """nohup ignores SIGHUP. SIGINT alone is listened to: a script's `&` ignores it, and Ctrl-C means the script."""
+    process = start("""
+    others = [signal.SIGTERM, signal.SIGHUP, signal.SIGUSR1]
+    for signum in (*others, signal.SIGINT):
+        signal.signal(signum, signal.SIG_IGN)
+    print("ready")
+    sys.stdin.readline()
+    with StopSignal() as stop:
+        for signum in others:
+            os.kill(os.getpid(), signum)
+        deaf = not stop.requested
+        os.kill(os.getpid(), signal.SIGINT)
+    restored = [signal.getsignal(signum) is signal.SIG_IGN for signum in (*others, signal.SIGINT)]
+    print(deaf, stop.name, all(restored))
+    """)
+    assert finish(process) == (0, "True SIGINT True\n")
 
 
 BUSY = """

@@ -28,7 +28,7 @@ from victims import (
     whole_rows,
 )
 
-STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138}
+STATUS = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGUSR1: 138, signal.SIGHUP: 129}
 LONG = ("--total-timesteps", str(BATCH * 1_000_000))
 # The promise is one iteration and 5 s; an iteration of these runs takes milliseconds.
 SECONDS = 5.0
@@ -126,7 +126,7 @@ PHASES = {
 }
 
 
-@pytest.mark.parametrize(("phase", "signum"), list(zip(PHASES, (*STATUS, signal.SIGINT), strict=True)))
+@pytest.mark.parametrize(("phase", "signum"), list(zip(PHASES, STATUS, strict=True)))
 def test_one_signal_in_any_phase(eager: Forge, tmp_path: Path, phase: str, signum: signal.Signals) -> None:
     assert PHASES[phase](eager, tmp_path, signum, 0.3) < SECONDS
 
@@ -224,6 +224,19 @@ def test_the_terminal_is_left_clean(eager: Forge, tmp_path: Path, interrupts: in
     assert b"\x1b[?1049h" not in output or output.rindex(b"\x1b[?1049l") > output.rindex(b"\x1b[?1049h")
 
 
+def test_a_terminal_that_closes_loses_nothing(eager: Forge, tmp_path: Path) -> None:
+    """The system sends SIGHUP, and nothing can be written to the terminal any more."""
+    controller, terminal = pty.openpty()
+    flags = [*(flag for flag in SMALL if flag != "--quiet"), *LONG, "--run-root", str(tmp_path)]
+    victim = eager.start(*flags, terminal=os.ttyname(terminal), TERM="xterm")
+    wait_until(lambda: rows_of(tmp_path) > 0)
+    os.close(terminal)
+    os.close(controller)
+    victim.send(signal.SIGHUP)  # which the system sends to a session of its own
+    assert victim.wait() == 129
+    assert_saved(tmp_path, "SIGHUP", 129)
+
+
 # ---------------------------------------------------------------- workers
 
 
@@ -240,7 +253,9 @@ def start_with_workers(forge: Forge, root: Path, *flags: str) -> tuple[Victim, l
 
 
 @linux
-@pytest.mark.parametrize("how", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGKILL", "SIGINT twice", "group", "max_runtime"])
+@pytest.mark.parametrize(
+    "how", ["SIGTERM", "SIGINT", "SIGUSR1", "SIGHUP", "SIGKILL", "SIGINT twice", "group", "max_runtime"]
+)
 def test_no_worker_survives(eager: Forge, tmp_path: Path, how: str) -> None:
     limit = ("--max-runtime", "0.3") if how == "max_runtime" else ()
     victim, workers = start_with_workers(eager, tmp_path, *limit)
@@ -252,7 +267,7 @@ def test_no_worker_survives(eager: Forge, tmp_path: Path, how: str) -> None:
     elif not limit:
         victim.send(getattr(signal, how))
     victim.wait()
-    expected = {"SIGKILL": -9, "SIGTERM": 143, "SIGUSR1": 138, "max_runtime": 5}.get(how, 130)
+    expected = {"SIGKILL": -9, "SIGTERM": 143, "SIGUSR1": 138, "SIGHUP": 129, "max_runtime": 5}.get(how, 130)
     assert victim.status == expected, victim.errors()
     try:
         wait_until(lambda: not any(map(is_alive, workers)), 5)
