@@ -205,7 +205,7 @@ def figures_of(episodes: play.Episodes, seed: int) -> dict[str, float | int]:
 def play_with(agent: Any, policy: str, envs: Environments, seed: int) -> dict[str, dict[str, float | int]]:
     """Figures of the greedy or the sampled policy or "both", played as a training program's last evaluation does."""
     generator = torch.Generator(envs.device).manual_seed(seed)
-    ways = {"greedy": play.greedy(agent), "sampled": play.sampled(agent, generator)}
+    ways = {"greedy": play.greedy(agent), "sampled": play.sampled(agent, generator)}  # each for one call of `play`
     play_on_one_thread = process.with_threads(play.play, 1)
     figures = {}
     for name, act in ways.items():

@@ -276,7 +276,7 @@ def advantages(
     # Truncated: it is the value of the episode's own last observation, not of the reset one that follows here. A CPU
     # evaluates these few rows alone, by plain agent.value, since their number varies; a GPU, without a look, all rows.
     timed_out = rollout.truncated & ~rollout.terminated
-    next_value = ppo.successor_values(agent.value, rollout.final_obs, timed_out, next_value)
+    next_value = ppo.successor_values(agent.value, [rollout.final_obs], timed_out, next_value)
     # A junk row stands behind an end, so it reaches no other row; in the loss it is masked.
     advantage, returns = ppo.gae(
         reward, value, next_value, rollout.terminated, rollout.truncated, args.gamma, args.gae_lambda

@@ -1,18 +1,18 @@
-"""Iterations of train.py for tests: built in each of the engine's modes, run, and compared."""
+"""Iterations of a training program for tests: built in each of the engine's modes, run, and compared."""
 
+import sys
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from ppo_fast import train
 from ppo_fast.algorithm.adam import Learner
 from ppo_fast.engine.engine import Engine
 from ppo_fast.engine.iteration import Iteration
 from ppo_fast.engine.plan import Mode
 from ppo_fast.engine.ranks import Ranks
-from ppo_fast.train import Agent, Args
+from ppo_fast.train import Args
 
 CPU = torch.device("cpu")
 
@@ -30,8 +30,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def small(**flags: Any) -> Args:
-    """Flags of a run that takes milliseconds."""
+def small(program: Any = Args, **flags: Any) -> Any:
+    """Flags of a run that takes milliseconds.
+
+    Args:
+        program: whose flags: a program's Args.
+    """
     sizes: dict[str, Any] = {
         "num_envs": 8,
         "num_steps": 4,
@@ -39,24 +43,25 @@ def small(**flags: Any) -> Args:
         "update_epochs": 4,
         "total_timesteps": 8 * 4 * 10,
     }
-    return Args(**(sizes | {"learning_rate": 2.5e-3, "cuda": False} | flags))
+    return program(**(sizes | {"learning_rate": 2.5e-3, "cuda": False} | flags))
 
 
 class Built(NamedTuple):
     """One run without what surrounds it."""
 
-    agent: Agent
+    agent: Any
     learner: Learner
     iteration: Iteration
     engine: Engine
 
 
-def built(args: Args, mode: Mode = "eager", ranks: Ranks | None = None, exact: bool = False) -> Built:
-    """A run with these flags, in this mode of the engine."""
+def built(args: Any, mode: Mode = "eager", ranks: Ranks | None = None, exact: bool = False) -> Built:
+    """A run with these flags of a program, in this mode of the engine."""
+    program = sys.modules[type(args).__module__]
     ranks = ranks or Ranks(CPU)
-    envs, agent, learner = train.setup(args, ranks.device)
+    envs, agent, learner = program.setup(args, ranks.device)
     engine = Engine(args, ranks, mode, exact)
-    return Built(agent, learner, train.make_iteration(args, envs, agent, learner, engine), engine)
+    return Built(agent, learner, program.make_iteration(args, envs, agent, learner, engine), engine)
 
 
 class Ran(NamedTuple):
@@ -73,7 +78,7 @@ def once(iteration: Iteration) -> dict[str, float]:
     return {name: float(x) for name, x in (metrics.means | metrics.sums).items()}
 
 
-def run(run: Built, count: int, args: Args, after: Callable[[int], object] = lambda i: None) -> Ran:
+def run(run: Built, count: int, args: Any, after: Callable[[int], object] = lambda i: None) -> Ran:
     """Iterations with the learning rate annealed as in training; `after(i)` is called after each."""
     metrics, thetas = [], []
     for i in range(count):

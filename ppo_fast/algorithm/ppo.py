@@ -19,19 +19,21 @@ Reduce = Callable[[Tensor], Tensor]  # sums a tensor over the processes that tra
 Rows = TypeVar("Rows", bound=NamedTuple)
 
 
-def successor_values(value: Callable[[Tensor], Tensor], final_obs: Tensor, cut: Tensor, next_value: Tensor) -> Tensor:
-    """V of the true successor of each step (T, N): `next_value`, and value(final_obs) where an episode was cut off.
+def successor_values(
+    value: Callable[..., Tensor], rows: Sequence[Tensor], cut: Tensor, next_value: Tensor
+) -> Tensor:
+    """V of the true successor of each step (T, N): `next_value`, and value(*rows) where an episode was cut off.
 
     Args:
-        value: V of observations (M, *S), (M,).
-        final_obs: (T, N, *S), the last observation of an episode where it ended.
+        value: V (M,) of observations (M, *S), and of what else it is to be given.
+        rows: (T, N, ...) each: first the last observation of an episode, where it ended.
         cut: (T, N) bool, where a time limit ended an episode that would have gone on (Pardo et al. 2018).
         next_value: (T, N), V of the observation that follows in the rollout, which there is of another episode.
     """
     if next_value.is_cuda:  # to look how many there are would make the host wait, so all of them are evaluated
-        return torch.where(cut, value(final_obs), next_value)
+        return torch.where(cut, value(*rows), next_value)
     where = cut.nonzero(as_tuple=True)
-    return next_value.index_put(where, value(final_obs[where]))
+    return next_value.index_put(where, value(*(x[where] for x in rows)))
 
 
 def gae(
@@ -133,10 +135,10 @@ def _normalized_by_sums(advantage: Tensor, sums: Tensor) -> Tensor:
 def normalize_minibatches(
     advantage: Tensor, num_minibatches: int, valid: Tensor | None = None, reduce: Reduce | None = None
 ) -> Tensor:
-    """`normalize_advantage` of the minibatches that follow one another in advantage (B,), cut by `even_sizes`.
+    """`normalize_advantage` of the minibatches that follow one another in advantage (B, ...), cut by `even_sizes`.
 
     Args:
-        valid: (B,) bool.
+        valid: (B, ...) bool.
         reduce: sums a tensor over the processes that each have a part of every minibatch; None for one process.
     """
     small, number_of_larger = divmod(len(advantage), num_minibatches)
@@ -144,15 +146,16 @@ def normalize_minibatches(
     blocks = []  # minibatches of one size are the rows of a matrix: at most two of these
     for start, end, size in ((0, end_of_larger, small + 1), (end_of_larger, len(advantage), small)):
         if start < end:
-            mask = None if valid is None else valid[start:end].view(-1, size)
-            blocks.append((advantage[start:end].view(-1, size), mask))
+            minibatches = (end - start) // size
+            mask = None if valid is None else valid[start:end].reshape(minibatches, -1)
+            blocks.append((advantage[start:end].reshape(minibatches, -1), mask))
     if reduce is None:
         normal = [normalize_advantage(rows, mask) for rows, mask in blocks]
     else:
         sums = reduce(torch.cat([advantage_sums(rows, mask) for rows, mask in blocks]))
         own = sums.split([len(rows) for rows, _ in blocks])
         normal = [_normalized_by_sums(rows, total) for (rows, _), total in zip(blocks, own, strict=True)]
-    return torch.cat([x.flatten() for x in normal])
+    return torch.cat([x.flatten() for x in normal]).view_as(advantage)
 
 
 def policy_loss(ratio: Tensor, advantage: Tensor, clip_coef: float, valid: Tensor | None = None) -> Tensor:

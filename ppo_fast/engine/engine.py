@@ -94,13 +94,13 @@ class Engine:
             return partial(function, *constant)
         return self._prepare(function, *constant)
 
-    def in_parts(self, function: Callable[..., Tensor], *constant: Any) -> Callable[[Tensor], Tensor]:
-        """`function(*constant, rows)`, which takes each row by itself, prepared for many rows (R, ...)."""
+    def in_parts(self, function: Callable[..., Tensor], *constant: Any) -> Callable[..., Tensor]:
+        """`function(*constant, *rows)`, which takes each row by itself, prepared for many rows (R, ...)."""
         each = self._crew.side_by_side(self._prepare(function, *constant))
 
-        def whole(rows: Tensor) -> Tensor:
-            found = each([(part,) for part in rows.tensor_split(self._parts)])
-            return torch.cat(found)
+        def whole(*rows: Tensor) -> Tensor:
+            columns = [x.tensor_split(self._parts) for x in rows]
+            return torch.cat(each(list(zip(*columns, strict=True))))
 
         return whole
 

@@ -16,7 +16,10 @@ from ppo_fast.engine import flat
 
 
 class Rows(Protocol):
-    """A minibatch: a named tuple of columns (M, ...). One is `valid`, (M,) bool, or None where all rows count."""
+    """A minibatch: a named tuple of columns (M, ...). One is `valid`, (M,) bool, or None where all rows count.
+
+    A row may be a sequence of steps, all equally long; `valid` is (M, L) bool then.
+    """
 
     @property
     def valid(self) -> Tensor | None: ...
@@ -140,8 +143,9 @@ class Gradient:
 
     def __call__(self, minibatch: Any) -> tuple[Tensor, Statistics]:
         rows = [minibatch]
-        if self.parts > 1:
-            rows = ppo.split(minibatch, ppo.even_sizes(len(minibatch[0]), self.parts))
+        parts = min(self.parts, len(minibatch[0]))
+        if parts > 1:
+            rows = ppo.split(minibatch, ppo.even_sizes(len(minibatch[0]), parts))
         own = shares(rows, self.world_size, self.reduce)
         found = self.each([(self.theta, part, share) for part, share in zip(rows, own, strict=True)])
         total = found[0].sums

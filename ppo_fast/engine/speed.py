@@ -65,15 +65,23 @@ def flops_per_step(agent: Any, obs: Tensor, action: Tensor, epochs: int) -> floa
         obs, action: some rows, (M, ...).
         epochs: K.
     """
+    memory: tuple[Tensor, ...] = ()
+    if hasattr(agent, "initial_memory"):
+        memory = agent.initial_memory(len(obs))
     with _taking_gradients(agent), _in_known_operations():
-        rollout = _flops(lambda: agent.act(obs, None))
-        advantage = _flops(lambda: agent.value(obs))
-        update = _flops(lambda: _forward_and_backward(agent, obs, action))
+        rollout = _flops(lambda: agent.act(obs, None, *memory))
+        advantage = _flops(lambda: agent.value(obs, *memory))
+        update = _flops(lambda: _forward_and_backward(agent, obs, action, memory))
     return (rollout + advantage + epochs * update) / len(obs)
 
 
-def _forward_and_backward(agent: nn.Module, obs: Tensor, action: Tensor) -> None:
-    outputs = [x.sum() for x in tensors(agent(obs, action)) if x.requires_grad]
+def _forward_and_backward(agent: nn.Module, obs: Tensor, action: Tensor, memory: tuple[Tensor, ...]) -> None:
+    if memory:  # sequences of one step, of which none begins an episode
+        first = torch.zeros(len(obs), 1, dtype=torch.bool, device=obs.device)
+        found = agent(obs[:, None], action[:, None], first, *memory)
+    else:
+        found = agent(obs, action)
+    outputs = [x.sum() for x in tensors(found) if x.requires_grad]
     torch.autograd.grad(outputs, list(agent.parameters()), allow_unused=True)
 
 

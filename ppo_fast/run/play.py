@@ -25,12 +25,19 @@ class Player(Protocol):
         """Has `draw_noise(shape, generator)`, which gives `act` its noise."""
         ...
 
-    def act(self, obs: Tensor, noise: Tensor | None) -> tuple[Tensor, Any]:
-        """Actions (N, ...) for observations (N, *S), and what the policy said.
+    def act(self, obs: Tensor, noise: Tensor | None, *memory: Tensor) -> tuple[Any, ...]:
+        """Actions (N, ...) for observations (N, *S), what the policy said, and what is remembered from now on.
 
-        Without noise they are the most likely ones, with it they are drawn.
+        Without noise they are the most likely ones, with it they are drawn. An agent that remembers something says by
+        `initial_memory(N)`, tensors (N, ...), what that is before an episode.
         """
         ...
+
+
+def initial_memory(agent: Any, num_envs: int) -> tuple[Tensor, ...]:
+    """What an agent remembers before the first step of an episode; () for most."""
+    begin = getattr(agent, "initial_memory", None)
+    return () if begin is None else begin(num_envs)
 
 
 class Episodes(NamedTuple):
@@ -79,20 +86,26 @@ def play(envs: Environments, act: Act, seed: int, max_steps: int = 1_000_000) ->
 
 
 def greedy(agent: Player) -> Act:
-    """An agent's most likely actions."""
-
-    def act(obs: Tensor) -> Tensor:
-        return agent.act(obs, None)[0]
-
-    return act
+    """An agent's most likely actions, over one episode of each environment."""
+    return _remembering(agent, lambda obs: None)
 
 
 def sampled(agent: Player, generator: torch.Generator) -> Act:
-    """Actions drawn from an agent's policy, with noise of this generator."""
+    """Actions drawn from an agent's policy, with noise of this generator, over one episode of each environment."""
+    return _remembering(agent, lambda obs: agent.head.draw_noise(obs.shape[:1], generator))
+
+
+def _remembering(agent: Player, noise_for: Callable[[Tensor], Tensor | None]) -> Act:
+    """An agent's actions, with what it remembers handed on from step to step."""
+    memory: tuple[Tensor, ...] | None = None
 
     def act(obs: Tensor) -> Tensor:
-        noise = agent.head.draw_noise(obs.shape[:1], generator)
-        return agent.act(obs, noise)[0]
+        nonlocal memory
+        if memory is None:
+            memory = initial_memory(agent, len(obs))
+        action, _, *after = agent.act(obs, noise_for(obs), *memory)
+        memory = tuple(after)
+        return action
 
     return act
 

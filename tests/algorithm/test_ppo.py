@@ -214,7 +214,7 @@ def test_only_where_an_episode_was_cut_off_the_successor_is_its_last_observation
     for how_often in (0.0, 0.3, 1.0):
         cut = torch.rand(6, 5, generator=generator(2)) < how_often
         before = next_value.clone()
-        found = ppo.successor_values(value, final_obs, cut, where_to_look(next_value, on_gpu))
+        found = ppo.successor_values(value, [final_obs], cut, where_to_look(next_value, on_gpu))
         assert torch.equal(next_value, before)
         for t in range(6):
             for n in range(5):
