@@ -30,7 +30,7 @@ The session adds up or averages what an iteration logs.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +57,9 @@ from ppo_fast.run.verification import compare_paths
 class Args(RunFlags):
     """The flags of the algorithm; names and meaning are CleanRL's where it has them."""
 
+    has_presets: ClassVar[bool] = False  # those were found without a memory
     exp_name: str = "train_lstm"
+    """name of the experiment, part of the run folder's name"""
     learning_rate: Annotated[float, Range(0)] = 2.5e-3
     """Adam's learning rate at the start"""
     num_envs: Annotated[int, Range(1)] = 64

@@ -255,3 +255,78 @@ def test_loss_and_gradient_are_those_of_a_loop_in_float64(mode: Any) -> None:
 @pytest.mark.parametrize("mode", ["eager", "recorded", "compiled"])
 def test_loss_and_gradient_in_a_thousand_cases(mode: Any) -> None:
     check_losses(mode, 1000)
+
+
+# What surrounds a program.
+
+
+def trained(root: Path, **more: Any) -> tuple[Path, dict[str, Any]]:
+    """A run folder and its result.json."""
+    sizes: dict[str, Any] = {"num_envs": 8, "num_steps": 16, "total_timesteps": 1024, "lstm_hidden_size": 8}
+    sizes |= {"hidden_sizes": (8,), "cuda": False, "compile": "off", "eval_episodes": 5, "quiet": True, "seed": 5}
+    program.train(Args(run_root=str(root), **(sizes | more)))
+    [folder] = root.iterdir()
+    return folder, json.loads((folder / "result.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["discrete", "continuous", "host", "multi-discrete"])
+def test_a_run_is_played_again_exactly(name: str, tmp_path: Path) -> None:
+    folder, result = trained(tmp_path, **VARIANTS[name], norm_obs=True)
+    config = json.loads((folder / "config.json").read_text())
+    assert config["program"] == "ppo_fast.train_lstm" and config["exp_name"] == "train_lstm"
+    assert len(read_metrics(folder)) == 8
+    last = max((folder / "checkpoints").glob("checkpoint-*.pt"))
+    for file in (folder, last):
+        found = evaluate.evaluate(evaluate.Args(str(file), backend=config["backend_used"], episodes=5, cuda=False))
+        assert found["greedy"]["mean_return"] == result["eval/mean_return"]
+        assert found["sampled"]["mean_return"] == result["eval/sampled_mean_return"]
+
+
+def test_play_remembers() -> None:
+    """The greedy policy of an evaluation is the one of a loop that hands the memory on."""
+    from ppo_fast.run.play import greedy
+
+    args = flags("continuous")
+    envs, agent, _ = program.setup(args, CPU)
+    act = greedy(agent)
+    memory = agent.initial_memory(args.num_envs)
+    obs = envs.reset(seed=3)[0]
+    with torch.no_grad():
+        for step in range(5):
+            wanted, _, *after = agent.act(obs, None, *memory)
+            assert torch.equal(act(obs), wanted)
+            forgetful = agent.act(obs, None, *agent.initial_memory(args.num_envs))[0]
+            assert torch.equal(wanted, forgetful) == (step == 0)
+            memory = tuple(after)
+            obs = envs.step(wanted)[0].clone()
+
+
+@pytest.mark.parametrize("name", ["discrete", "normalised", "continuous", "host", "junk rows"])
+def test_recorded_is_eager_up_to_rounding(name: str) -> None:
+    args = flags(name)
+    args.total_timesteps = args.batch_size * 10
+    slow, fast = built(args), built(args, "recorded")
+    eager, recorded = run(slow, 5, args), run(fast, 5, args)
+    assert fast.engine.report().as_they_are == []
+    assert (recorded.theta - eager.theta).abs().max() < 2e-4
+    assert (eager.theta[-1] - eager.theta[0]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ({"num_steps": 16, "sequence_length": 5}, "--sequence-length: 16 steps can't be cut into sequences of so many"),
+        ({"num_envs": 2, "num_minibatches": 4}, "--num-minibatches: at most 2 can be filled, with a sequence each"),
+    ],
+)
+def test_sequences_have_to_fit(more: dict[str, Any], said: str) -> None:
+    with pytest.raises(ValueError, match=said):
+        Args(**more).check()
+
+
+def test_a_preset_of_train_is_not_applied(tmp_path: Path) -> None:
+    from ppo_fast.run.settle import settle
+
+    args = Args(env_id="Hopper-v5", run_root=str(tmp_path))
+    args.flags_given = frozenset()  # as the command line leaves it  # pyright: ignore[reportAttributeAccessIssue]
+    assert settle(args)[0].num_envs == Args().num_envs

@@ -33,12 +33,12 @@ BATCH = 4 * 4
 SIGKILL = signal.SIGKILL
 
 FORGE = """
-import ctypes, json, os, signal, sys, traceback
+import ctypes, importlib, json, os, signal, sys, traceback
 import torch
-from ppo_fast import train
 from ppo_fast.run import cli
 from ppo_fast.run.stopwatch import Stopwatch
 import short_end
+train = importlib.import_module(os.environ.get("PROGRAM", "ppo_fast.train"))
 short_end.leave_out(setattr)
 torch.set_num_threads(1)  # a forked child would wait for threads that only its parent has
 def die_with_parent():
@@ -101,7 +101,7 @@ class Victim:
 
 
 class Forge:
-    """Forks victims one after the other; `folder` takes what they print."""
+    """Forks victims one after the other; `folder` takes what they print. PROGRAM names what trains, if not train.py."""
 
     def __init__(self, folder: Path, **env: str) -> None:
         self.folder, self.count = folder, 0

@@ -13,6 +13,9 @@ class RunFlags:
     flags_given: ClassVar[frozenset[str] | None] = None  # no flag itself
     """The fields that the command line names, which `cli.parse` notes; None in a call from Python."""
 
+    has_presets: ClassVar[bool] = True  # no flag either
+    """Whether the tuned flags of presets.py are for this program."""
+
     env_id: str = "CartPole-v1"
     """gymnasium id; `module:Env-v0` imports the module first"""
     backend: str = "auto"

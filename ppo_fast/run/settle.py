@@ -45,7 +45,7 @@ def settle(args: Any) -> tuple[Any, Beginning]:
         origin = resume.origin_of(found, program_of(args))
         given = named or {field.name for field in fields(args) if getattr(args, field.name) != _default(field)}
         return resume.flags(args, origin.checkpoint.flags, origin.run, given), Beginning(origin)
-    if named is None or not args.preset:
+    if named is None or not args.preset or not args.has_presets:
         return args, Beginning()
     tuned = {name: value for name, value in presets.flags(args.env_id).items() if name not in named}
     if not tuned:

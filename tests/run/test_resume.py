@@ -70,9 +70,9 @@ def in_a_save(root: Path, pid: int) -> bool:
     return run is not None and any(f".{pid}." in path.name for path in run.glob("checkpoints/.*tmp"))
 
 
-def kill_at_random_moments(forge: Forge, folder: Path, count: int) -> None:
+def kill_at_random_moments(forge: Forge, folder: Path, count: int, more: tuple[str, ...] = ()) -> None:
     interval, choose = 2, random.Random(count)
-    flags = [*SMALL, "--save-interval", str(interval), *iterations(20 * count)]
+    flags = [*SMALL, *more, "--save-interval", str(interval), *iterations(20 * count)]
     forge.run(*flags, "--run-root", str(folder / "whole"))
     root = folder / "killed"
     flags += ["--run-root", str(root), "--resume", "auto"]
@@ -149,6 +149,31 @@ def test_resume_is_bit_exact(eager: Forge, tmp_path: Path, name: str) -> None:
 @pytest.mark.parametrize("name", CONFIGURATIONS)
 def test_resume_is_bit_exact_often(eager: Forge, tmp_path: Path, name: str) -> None:
     resume_at_random_iterations(eager, tmp_path, CONFIGURATIONS[name], count=20, length=60)
+
+
+MEMORY = ("--lstm-hidden-size", "8", "--sequence-length", "2")
+
+
+@pytest.fixture
+def remembering(tmp_path: Path) -> Iterator[Forge]:
+    with forge(tmp_path / "forge", PROGRAM="ppo_fast.train_lstm") as made:
+        yield made
+
+
+def test_a_memory_is_resumed_bit_by_bit(remembering: Forge, tmp_path: Path) -> None:
+    resume_at_random_iterations(remembering, tmp_path, MEMORY, count=2, length=12)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["adaptive rate", "continuous"])
+def test_a_memory_is_resumed_bit_by_bit_often(remembering: Forge, tmp_path: Path, name: str) -> None:
+    flags = {"adaptive rate": ("--lr-schedule", "kl"), "continuous": ("--env-id", "Pendulum-v1", "--norm-obs")}[name]
+    resume_at_random_iterations(remembering, tmp_path, (*MEMORY, *flags), count=20, length=60)
+
+
+@pytest.mark.slow
+def test_a_memory_outlives_kills(remembering: Forge, tmp_path: Path) -> None:
+    kill_at_random_moments(remembering, tmp_path, 20, MEMORY)
 
 
 @pytest.mark.thorough
