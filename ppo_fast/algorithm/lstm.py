@@ -134,27 +134,30 @@ def _forward(
     cells: Array,
 ) -> None:
     """Fills the last three; `library` is torch or numpy, keep (T, M, 1) is 0 where an episode begins, else 1."""
-    steps, _, size = hiddens.shape
+    size = hiddens.shape[-1]
     # σ(x) = ½ + ½ tanh(x / 2): so one tanh serves the gates and the candidate.
-    library.multiply(inputs[..., : 3 * size], 0.5, out=gates[..., : 3 * size])
-    gates[..., 3 * size :] = inputs[..., 3 * size :]
-    weight = library.clone(weight) if library is torch else weight.copy()
-    weight[: 3 * size] *= 0.5
-    for t in range(steps):
-        now = gates[t]
-        now += (hidden * keep[t]) @ weight.T
+    gates[...] = inputs
+    gates[..., : 3 * size] *= 0.5
+    half = library.ones_like(weight)
+    half[: 3 * size] = 0.5
+    turned = library.empty_like(weight.reshape(size, 4 * size))
+    turned[...] = (weight * half).T  # (H, 4H), whose product is quicker
+    product = library.empty_like(gates[0])
+    kept = library.empty_like(hiddens[0])
+    output_gate, input_gate, forget_gate, candidate = (gates[..., k * size : (k + 1) * size] for k in range(4))
+    by_step = (gates, gates[..., : 3 * size], output_gate, input_gate, forget_gate, candidate, keep, hiddens, cells)
+    for now, sigmoids, o, i, f, g, keeps, next_hidden, next_cell in zip(*by_step, strict=True):
+        library.multiply(hidden, keeps, out=kept)
+        now += library.matmul(kept, turned, out=product)
         library.tanh(now, out=now)
-        sigmoids = now[:, : 3 * size]
         sigmoids *= 0.5
         sigmoids += 0.5
-        output_gate = now[:, :size]
-        input_gate = now[:, size : 2 * size]
-        forget_gate = now[:, 2 * size : 3 * size]
-        candidate = now[:, 3 * size :]
-        library.multiply(forget_gate, cell * keep[t], out=cells[t])
-        cell = cells[t]
-        cell += input_gate * candidate
-        hidden = library.multiply(output_gate, library.tanh(cell), out=hiddens[t])
+        library.multiply(cell, keeps, out=next_cell)
+        next_cell *= f
+        next_cell += library.multiply(i, g, out=kept)
+        library.tanh(next_cell, out=next_hidden)
+        next_hidden *= o
+        hidden, cell = next_hidden, next_cell
 
 
 @torch.library.custom_op("ppo_fast::lstm_backward", mutates_args=())
@@ -207,15 +210,18 @@ def _backward(
 ) -> None:
     """Turns the slopes (T, M, 4H) into gradients."""
     steps, rows, size = by_hidden.shape
-    by_gate = slopes.reshape(steps, rows, 4, size)
-    after_hidden = library.zeros_like(by_hidden[0])  # the gradient that comes from the step after
+    gates = slopes.reshape(steps, rows, 4, size)
+    after = library.zeros_like(by_hidden[0])  # the gradient by hidden that comes from the step after, then all of it
     by_cell = library.zeros_like(by_hidden[0])
-    for t in range(steps - 1, -1, -1):
-        after_hidden += by_hidden[t]
-        by_gate[t, :, 0] *= after_hidden
-        after_hidden *= to_cell[t]
-        by_cell += after_hidden
-        by_gate[t, :, 1:] *= by_cell[:, None]
-        library.matmul(slopes[t], weight, out=after_hidden)
-        after_hidden *= keep[t]
-        by_cell *= to_before[t]
+    each_gate = by_cell[:, None]
+    by_step = [by_hidden, slopes, gates[:, :, 0], gates[:, :, 1:], keep, to_cell, to_before]
+    backwards = [list(x)[::-1] for x in by_step]
+    for own, now, output_gate, others, keeps, to_now, to_last in zip(*backwards, strict=True):
+        after += own
+        output_gate *= after
+        after *= to_now
+        by_cell += after
+        others *= each_gate
+        library.matmul(now, weight, out=after)
+        after *= keeps
+        by_cell *= to_last
