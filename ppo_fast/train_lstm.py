@@ -20,10 +20,11 @@ goes off with `sound` and at --target-kl, and while it is off adam_ and adapt_ c
 every iteration. After one that was not sound the session leaves a crash file and stops or, with --on-nan rollback, goes
 on from the last checkpoint with half the learning rate.
 
-Under torchrun each process has its own environments, its own sequences of every minibatch and a seed of its own. In `Args`
-and `train`, N and B count all processes; everywhere else N, B and `args` are one process's share. `reduce` sums over
-the processes: the gradient and the numbers that `loss` logs; the sums behind the advantages' mean and deviation; the
-normalisers' statistics; whether a number was not finite. So parameters, KL, `sound` and `active` are equal everywhere.
+Under torchrun each process has its own environments, its own sequences of every minibatch and a seed of its own. In
+`Args` and `train`, N and B count all processes; everywhere else N, B and `args` are one process's share. `reduce` sums
+over the processes: the gradient and the numbers that `loss` logs; the sums behind the advantages' mean and deviation;
+the normalisers' statistics; whether a number was not finite. So parameters, KL, `sound` and `active` are equal
+everywhere.
 The session adds up or averages what an iteration logs.
 """
 
@@ -352,7 +353,7 @@ def advantages(
     sequences = [None if x is None else in_sequences(x, length) for x in columns]
     # What was remembered before the first step of each.
     hidden, cell = rollout.hidden[::length].flatten(0, 1), rollout.cell[::length].flatten(0, 1)
-    return Batch(*sequences, hidden, cell)
+    return Batch._make([*sequences, hidden, cell])
 
 
 def in_sequences(x: Tensor, length: int) -> Tensor:
@@ -381,9 +382,7 @@ def loss(agent: Agent, args: Args, minibatch: Batch) -> tuple[Tensor, dict[str, 
     The loss and each number has to be a mean over the valid steps (ppo.masked_mean: 0 where there are none), because
     minibatches are worked through in parts.
     """
-    log_prob, entropy, value = agent(
-        minibatch.obs, minibatch.action, minibatch.first, minibatch.hidden, minibatch.cell
-    )
+    log_prob, entropy, value = agent(minibatch.obs, minibatch.action, minibatch.first, minibatch.hidden, minibatch.cell)
     log_ratio = log_prob - minibatch.log_prob
     ratio = log_ratio.exp()
     policy_loss = ppo.policy_loss(ratio, minibatch.advantage, args.clip_coef, minibatch.valid)

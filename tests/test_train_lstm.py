@@ -13,7 +13,7 @@ from scripted_envs import scripted
 from torch import Tensor
 
 from ppo_fast import evaluate, train_lstm as program
-from ppo_fast.algorithm import lstm
+from ppo_fast.engine import speed
 from ppo_fast.engine.engine import Engine
 from ppo_fast.engine.flat import flatten
 from ppo_fast.engine.ranks import Ranks
@@ -49,9 +49,10 @@ def advantages_of(run: Built, args: Args) -> tuple[Any, Batch]:
     """The rollout that was collected last, and what the updates learn from."""
     engine: Any = run.engine
     rollouts = engine._rollouts[0]
+    rollout, carry = rollouts.rollout, rollouts.carry
     prepared: Any = program.Executables(run.agent.value, None, None, None, None)  # pyright: ignore[reportArgumentType]
     with torch.no_grad():
-        return rollouts.rollout, program.advantages(args, run.agent, run.learner, rollouts.rollout, rollouts.carry, prepared)
+        return rollout, program.advantages(args, run.agent, run.learner, rollout, carry, prepared)
 
 
 # What is remembered.
@@ -190,7 +191,7 @@ def random_batch(made: Built, args: Args, draw: torch.Generator) -> Batch:
 
 def loss_by_loop(made: Built, args: Args, batch: Batch) -> tuple[Tensor, list[Tensor]]:
     """PPO's loss in float64, and its gradients."""
-    agent = program.Agent(made_envs(args), args).double()
+    agent: Any = program.Agent(made_envs(args), args).double()
     agent.load_state_dict(made.agent.state_dict())
     for parameter in agent.parameters():
         parameter.requires_grad_()
@@ -322,6 +323,15 @@ def test_recorded_is_eager_up_to_rounding(name: str) -> None:
 def test_sequences_have_to_fit(more: dict[str, Any], said: str) -> None:
     with pytest.raises(ValueError, match=said):
         Args(**more).check()
+
+
+def test_flops_by_hand() -> None:
+    layers, memory, actor, critic = 4 * 64, 64 * 256 + 64 * 256, 64 * 2, 64 * 1
+    by_step = 2 * (layers + memory + actor) + 2 * (layers + memory + critic)
+    by_hand = by_step + 4 * (6 * (layers + memory + actor + critic) - 2 * layers)
+    agent = program.setup(Args(num_envs=8, hidden_sizes=(64,), lstm_hidden_size=64), CPU)[1]
+    found = speed.flops_per_step(agent, torch.randn(4, 4), torch.zeros(4, dtype=torch.int64), 4)
+    assert found == by_hand
 
 
 def test_a_preset_of_train_is_not_applied(tmp_path: Path) -> None:

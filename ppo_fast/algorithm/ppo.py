@@ -19,9 +19,7 @@ Reduce = Callable[[Tensor], Tensor]  # sums a tensor over the processes that tra
 Rows = TypeVar("Rows", bound=NamedTuple)
 
 
-def successor_values(
-    value: Callable[..., Tensor], rows: Sequence[Tensor], cut: Tensor, next_value: Tensor
-) -> Tensor:
+def successor_values(value: Callable[..., Tensor], rows: Sequence[Tensor], cut: Tensor, next_value: Tensor) -> Tensor:
     """V of the true successor of each step (T, N): `next_value`, and value(*rows) where an episode was cut off.
 
     Args:

@@ -61,7 +61,8 @@ def flops_per_step(agent: Any, obs: Tensor, action: Tensor, epochs: int) -> floa
     episodes' last observations.
 
     Args:
-        agent: a program's, with `act(obs, None)`, `value(obs)` and `agent(obs, action)`.
+        agent: a program's, with `act(obs, None)`, `value(obs)` and `agent(obs, action)`. One with an `initial_memory`
+            is given that, too, and sequences of one step instead of rows.
         obs, action: some rows, (M, ...).
         epochs: K.
     """
@@ -95,7 +96,12 @@ def _flops(function: Callable[[], Any]) -> int:
         function()
     total = 0
     for call in tape.calls:
-        formula = flop_registry.get(call.func.overloadpacket)
+        if call.func.namespace == "ppo_fast":
+            from ppo_fast.algorithm import lstm  # which a program without a memory does not import
+
+            formula = lstm.flops
+        else:
+            formula = flop_registry.get(call.func.overloadpacket)
         if formula is not None:
             total += formula(*call.args, **call.kwargs, out_val=call.result)
     return total

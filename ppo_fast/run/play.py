@@ -25,8 +25,10 @@ class Player(Protocol):
         """Has `draw_noise(shape, generator)`, which gives `act` its noise."""
         ...
 
-    def act(self, obs: Tensor, noise: Tensor | None, *memory: Tensor) -> tuple[Any, ...]:
-        """Actions (N, ...) for observations (N, *S), what the policy said, and what is remembered from now on.
+    @property
+    def act(self) -> Callable[..., tuple[Any, ...]]:
+        """`act(obs, noise, *memory)`: actions (N, ...) for observations (N, *S), what the policy said, and what is
+        remembered from now on.
 
         Without noise they are the most likely ones, with it they are drawn. An agent that remembers something says by
         `initial_memory(N)`, tensors (N, ...), what that is before an episode.

@@ -1,6 +1,6 @@
 """lstm.py beside its definition, step by step, in float64."""
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
 import torch
@@ -73,7 +73,7 @@ def test_a_step_is_a_sequence_of_one() -> None:
 
 def test_it_is_torchs_lstm_where_no_episode_begins() -> None:
     given = case(dtype=torch.float32)
-    theirs = torch.nn.LSTM(3, 5)
+    theirs: Any = torch.nn.LSTM(3, 5)
     order = torch.cat([torch.arange(k * 5, k * 5 + 5) for k in (1, 2, 3, 0)])  # theirs: input, forget, cell, output
     with torch.no_grad():
         theirs.weight_ih_l0.copy_(given.layer.input.weight[order])
@@ -143,4 +143,3 @@ def test_it_remembers_at_the_start() -> None:
     assert torch.all(layer.input.bias[: 2 * size] == 0) and torch.all(layer.input.bias[3 * size :] == 0)
     for gate in layer.recurrent.weight.detach().split(size):
         torch.testing.assert_close(gate @ gate.T, torch.eye(size), rtol=0, atol=1e-5)
-
