@@ -140,7 +140,7 @@ def _forward(
     size = hiddens.shape[-1]
     # σ(x) = ½ + ½ tanh(x / 2): so one tanh serves the gates and the candidate.
     gates[...] = inputs  # pyright: ignore[reportArgumentType]
-    gates[..., : 3 * size] *= 0.5
+    gates[..., : 3 * size] *= 0.5  # pyright: ignore[reportArgumentType]
     half = library.ones_like(weight)
     half[: 3 * size] = 0.5
     turned = library.empty_like(weight.reshape(size, 4 * size))
