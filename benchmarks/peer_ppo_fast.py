@@ -1,19 +1,25 @@
 """ppo_fast at the common work: `train(Args(...))` in this process, CartPole as tensors, compiled."""
 
 import tempfile
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 from benchmarks.work import Work, main, report
 
 if TYPE_CHECKING:
-    from ppo_fast.train import Args
+    from ppo_fast import train, train_lstm
 
 
-def our_args(work: Work, run_root: str) -> "Args":
+def our_args(work: Work, run_root: str) -> "train.Args | train_lstm.Args":
     """The work as flags; like the peers it keeps its learning rate, clips no value loss and stops no epoch early."""
-    from ppo_fast.train import Args
+    from ppo_fast import train, train_lstm
 
-    return Args(
+    if work.lstm:
+        shape = {"hidden_sizes": work.hidden, "lstm_hidden_size": work.lstm}
+        flags = partial(train_lstm.Args, **shape)
+    else:
+        flags = partial(train.Args, shared_backbone=False)
+    return flags(
         env_id="CartPole-v1",
         backend="tensor",
         compile="on",
@@ -35,7 +41,6 @@ def our_args(work: Work, run_root: str) -> "Args":
         ent_coef=work.ent_coef,
         vf_coef=work.vf_coef,
         max_grad_norm=work.max_grad_norm,
-        shared_backbone=False,
         track=False,
         quiet=True,
         run_root=run_root,
@@ -46,10 +51,11 @@ def measure(work: Work) -> dict:
     """Train and read the run's own SPS: its training loop, logging included, compile and warm-up excluded."""
     import torch
 
-    from ppo_fast.train import train
+    from ppo_fast import train, train_lstm
 
+    program: Any = train_lstm.train if work.lstm else train.train
     with tempfile.TemporaryDirectory() as run_root:
-        result = train(our_args(work, run_root))
+        result = program(our_args(work, run_root))
     assert result["global_step"] == work.measured_steps
     device = "cuda" if work.cuda and torch.cuda.is_available() else "cpu"
     return report(work, result["sps"], work.measured_steps / result["sps"], device, ("torch", "gymnasium"))

@@ -4,6 +4,7 @@
     python -m benchmarks.peers                                    # 5 rounds, 64 envs x 128 steps
     python -m benchmarks.peers --ours-envs 1024 --ours-steps 32   # and ppo_fast at 1024 x 32, beside peers at 64 x 128
     python -m benchmarks.peers --peers sb3 --cuda
+    python -m benchmarks.peers --peers sb3 --lstm 64    # train_lstm beside sb3-contrib's RecurrentPPO
 
 Each measurement is a process of its own, sized by a calibration to run `--seconds`. Every round measures all
 contenders, in an order that alternates, so a slow minute of the machine hits all of them. A ratio is taken within a
@@ -48,6 +49,8 @@ class Args:
     """rollout length of that second row"""
     peers: str = "sb3,sbx"
     """comma-separated peers, of sb3 and sbx"""
+    lstm: int = 0
+    """units of an LSTM behind one layer of 64, for those who have a memory; 0 measures without one"""
     seconds: float = 15.0
     """length of one measured segment; a short one flatters ppo_fast: untrained, the peers spend more time on resets"""
     cuda: bool = False
@@ -77,6 +80,10 @@ def check(args: Args) -> None:
         raise ValueError("--ours-envs: give it together with --ours-steps")
     if args.ours_envs is not None and args.ours_steps is not None and min(args.ours_envs, args.ours_steps) < 1:
         raise ValueError(f"--ours-envs, --ours-steps: must be at least 1, got {args.ours_envs}, {args.ours_steps}")
+    if args.lstm < 0:
+        raise ValueError(f"--lstm: must not be negative, got {args.lstm}")
+    if args.lstm and "sbx" in split_peers(args.peers):
+        raise ValueError("--peers: sbx has no memory; measure --lstm beside sb3")
     unknown = [name for name in split_peers(args.peers) if name not in PEERS]
     if unknown:
         raise ValueError(f"--peers: {', '.join(unknown)} unknown, choose from {', '.join(PEERS)}")
@@ -90,6 +97,8 @@ def split_peers(peers: str) -> list[str]:
 def contenders(args: Args) -> list[Contender]:
     """ppo_fast's rows, then every installed peer that was asked for; says which are missing and how to get them."""
     work = Work(args.envs, args.steps, CALIBRATION_ITERATIONS, args.cuda)
+    if args.lstm:
+        work = dataclasses.replace(work, hidden=(64,), lstm=args.lstm)
     rows = [Contender(label("ppo_fast", work), OURS, work, ours=True)]
     if args.ours_envs is not None and args.ours_steps is not None:
         wide = dataclasses.replace(work, num_envs=args.ours_envs, num_steps=args.ours_steps)

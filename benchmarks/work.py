@@ -24,7 +24,9 @@ class Work:
     num_minibatches: int = 4
     update_epochs: int = 4
     hidden: tuple[int, ...] = (64, 64)
-    """tanh layers of the actor, and the same again of the critic"""
+    """tanh layers of the actor, and the same again of the critic; with `lstm` one layer of both"""
+    lstm: int = 0
+    """units of an LSTM that actor and critic share; 0 is none"""
     learning_rate: float = 2.5e-4
     gamma: float = 0.99
     gae_lambda: float = 0.95
