@@ -61,15 +61,15 @@ class Args(RunFlags):
     has_presets: ClassVar[bool] = False  # those were found without a memory
     exp_name: str = "train_lstm"
     """name of the experiment, part of the run folder's name"""
-    learning_rate: Annotated[float, Range(0)] = 2.5e-3
+    learning_rate: Annotated[float, Range(0)] = 1e-3
     """Adam's learning rate at the start"""
-    num_envs: Annotated[int, Range(1)] = 64
+    num_envs: Annotated[int, Range(1)] = 16
     """N, parallel environments, all processes together"""
-    num_steps: Annotated[int, Range(1)] = 64
+    num_steps: Annotated[int, Range(1)] = 128
     """T, steps of each environment between two updates"""
     anneal_lr: bool = True
     """--no-anneal-lr is --lr-schedule constant"""
-    lr_schedule: Literal["linear", "constant", "kl"] = "linear"
+    lr_schedule: Literal["linear", "constant", "kl"] = "kl"
     """of the learning rate: linearly to 0, constant, or up and down so that approx_kl stays near desired_kl"""
     desired_kl: Annotated[float, Range(0, above=True)] = 0.01
     """approx_kl of an update that --lr-schedule kl aims at"""
@@ -81,19 +81,19 @@ class Args(RunFlags):
     """L, steps that a gradient reaches back, a divisor of num_steps; the whole rollout unless given"""
     num_minibatches: Annotated[int, Range(1)] = 4
     """minibatches an epoch; all sequences are used, sizes differ by at most one sequence"""
-    update_epochs: Annotated[int, Range(1)] = 3
+    update_epochs: Annotated[int, Range(1)] = 8
     """K, passes over each rollout"""
     norm_adv: bool = True
     """normalise advantages in each minibatch"""
-    norm_obs: bool = False
+    norm_obs: bool = True
     """normalise observations by their running mean and variance"""
-    norm_reward: bool = False
+    norm_reward: bool = True
     """scale rewards by the running deviation of the discounted return"""
     clip_coef: Annotated[float, Range(0, above=True)] = 0.2
     """ε of the clipped surrogate"""
-    clip_vloss: bool = True
+    clip_vloss: bool = False
     """clip the value loss as well"""
-    ent_coef: Annotated[float, Range(0)] = 0.01
+    ent_coef: Annotated[float, Range(0)] = 0.001
     """weight of the entropy bonus"""
     vf_coef: Annotated[float, Range(0)] = 0.5
     """weight of the value loss"""

@@ -42,7 +42,8 @@ VARIANTS = {name: flags for name, flags in VARIANTS.items() if name != "masks"}
 
 
 def flags(name: str = "discrete", **more: Any) -> Args:
-    return small(Args, lstm_hidden_size=8, hidden_sizes=(8,), **(VARIANTS[name] | more))
+    plain = {"norm_obs": False, "norm_reward": False, "lr_schedule": "linear", "clip_vloss": True}
+    return small(Args, lstm_hidden_size=8, hidden_sizes=(8,), **(plain | VARIANTS[name] | more))
 
 
 def advantages_of(run: Built, args: Args) -> tuple[Any, Batch]:
