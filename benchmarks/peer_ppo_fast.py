@@ -1,22 +1,20 @@
 """ppo_fast at the common work: `train(Args(...))` in this process, CartPole as tensors, compiled."""
 
 import tempfile
+from collections.abc import Callable
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from benchmarks.work import Work, main, report
 
-if TYPE_CHECKING:
-    from ppo_fast import train, train_lstm
 
-
-def our_args(work: Work, run_root: str) -> "train.Args | train_lstm.Args":
+def our_args(work: Work, run_root: str) -> Any:  # one program's Args
     """The work as flags; like the peers it keeps its learning rate, clips no value loss and stops no epoch early."""
     from ppo_fast import train, train_lstm
 
+    flags: Callable[..., Any]
     if work.lstm:
-        shape = {"hidden_sizes": work.hidden, "lstm_hidden_size": work.lstm}
-        flags = partial(train_lstm.Args, **shape)
+        flags = partial(train_lstm.Args, hidden_sizes=work.hidden, lstm_hidden_size=work.lstm)
     else:
         flags = partial(train.Args, shared_backbone=False)
     return flags(
