@@ -128,14 +128,16 @@ def beside_its_environment(point: Point, envs: Any, iteration: "Iteration") -> d
     """
     from ppo_fast import envs as environments
     from ppo_fast.envs.spaces import ActionDecoder
+    from ppo_fast.train import Args
 
+    bounds = Args.action_bounds  # as the program has it without a flag
     bare = bare_environment(point, envs.spread(point.seed))
-    ours = environments.make(point.env_id, point.num_envs, envs.device, point.backend)
+    ours = environments.make(point.env_id, point.num_envs, envs.device, point.backend, action_bounds=bounds)
     ours.reset(seed=point.seed)
     assert iteration.restart is not None, "environments on the host"
     iteration.restart(point.seed)
     train_once = whole(iteration, envs.device)
-    decode = ActionDecoder(envs.envs.single_action_space, point.batch_size)
+    decode = ActionDecoder(envs.envs.single_action_space, point.batch_size, "", bounds)
     to_repeat: dict[str, deque] = {"bare": deque(), "ours": deque()}
 
     def training() -> None:

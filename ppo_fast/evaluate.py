@@ -35,6 +35,7 @@ from ppo_fast.run.cli import Range
 from ppo_fast.run.flags import plain_args
 from ppo_fast.run.payload import policy_in
 from ppo_fast.run.policy import load_policy
+from ppo_fast.run.run_flags import env_view, saved_flags
 
 CHECKPOINTS = "checkpoints/checkpoint-*.pt"
 RESAMPLES = 2000  # of the bootstrap
@@ -139,10 +140,11 @@ def rebuild_flags(policy: Policy) -> tuple[ModuleType, Any]:
         program = programs.load(name)
     except ModuleNotFoundError as problem:
         raise ValueError(f"run: {policy.path} was trained by {name}, which is not here") from problem
+    facts = saved_flags(policy.facts)
     known = {}
     for field in dataclasses.fields(program.Args):
-        if field.name in policy.facts:
-            known[field.name] = policy.facts[field.name]
+        if field.name in facts:
+            known[field.name] = facts[field.name]
     if "env_id" not in known:
         raise ValueError(f"run: {policy.path} does not say which environment it is for")
     try:
@@ -182,13 +184,14 @@ def make_envs(
 
     Only Gymnasium's own can draw, so `render_mode` asks for it.
     """
+    view = env_view(vars(flags))
     has_own = "sync" in environments.available_backends(flags.env_id)
     if render_mode is not None:
         if not has_own:
             raise ValueError(f"--env-id: {flags.env_id} has no single environment that could draw itself")
-        return environments.make(flags.env_id, number, device, "sync", render_mode=render_mode)
+        return environments.make(flags.env_id, number, device, "sync", render_mode=render_mode, **view)
     backend = args.backend or ("sync" if has_own else "auto")
-    return environments.make(flags.env_id, number, device, backend)
+    return environments.make(flags.env_id, number, device, backend, **view)
 
 
 def figures_of(episodes: play.Episodes, seed: int) -> dict[str, float | int]:

@@ -20,6 +20,7 @@ from ppo_fast.engine.firstbad import FirstBad
 from ppo_fast.engine.ranks import Ranks
 from ppo_fast.run import checkpoint, cli, crash, programs
 from ppo_fast.run.flags import plain_args
+from ppo_fast.run.run_flags import saved_flags
 
 # What the updates find out themselves, and a mask that is left out where all rows count.
 MADE_ANEW = ("advantage", "rollout.advantage", "rollout.valid")
@@ -39,7 +40,8 @@ def replay(payload: Mapping[str, Any]) -> list[str]:
         raise ValueError(f"file: its program is {broken.program!r}, none of ppo_fast")
     program = programs.load(broken.program)
     device = torch.device("cpu")
-    known = {field.name: broken.flags[field.name] for field in fields(program.Args) if field.name in broken.flags}
+    flags = saved_flags(broken.flags)
+    known = {field.name: flags[field.name] for field in fields(program.Args) if field.name in flags}
     args = plain_args(program.Args(**{**known, "compile": "off"}))
     args.check()
     envs, agent, learner = program.setup(args, device)

@@ -141,7 +141,37 @@ class Fragile(TwoDials):
             file.write(str(pid))
 
 
+class Dial(gymnasium.Env):
+    """Actions from 100 to 200, of which 150 is the best; it shows its last action as a grey from 0 to 200."""
+
+    observation_space = spaces.Box(-1.0, 1.0, (3,), np.float32)
+    action_space = spaces.Box(100.0, 200.0, (1,), np.float32)
+    metadata = {"render_modes": ["rgb_array"], "render_fps": 10}  # noqa: RUF012
+
+    def __init__(self, render_mode: str | None = None) -> None:
+        self.render_mode = render_mode
+        self._set = 100.0
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self._time = 0
+        return self._draw(), {}
+
+    def step(self, action: np.ndarray) -> tuple[np.ndarray, float, bool, bool, dict]:
+        assert self.action_space.contains(action), action
+        self._set = float(action[0])
+        self._time += 1
+        return self._draw(), -abs(self._set - 150) / 50, False, self._time == 8, {}
+
+    def render(self) -> np.ndarray:
+        return np.full((16, 16, 3), round(2 * (self._set - 100)), np.uint8)
+
+    def _draw(self) -> np.ndarray:
+        return self.np_random.uniform(-1, 1, 3).astype(np.float32)
+
+
 gymnasium.register("NextStep-v0", vector_entry_point=f"{__name__}:NextStepVector", entry_point=f"{__name__}:TwoDials")
 gymnasium.register("TwoDials-v0", entry_point=f"{__name__}:TwoDials")
 gymnasium.register("NanReward-v0", entry_point=f"{__name__}:NanReward")
+gymnasium.register("Dial-v0", entry_point=f"{__name__}:Dial")
 gymnasium.register("Fragile-v0", entry_point=f"{__name__}:Fragile")

@@ -155,7 +155,7 @@ def test_envpool_is_measured_alone_too() -> None:
 def test_environments_alone_repeat_the_steps_of_training(
     monkeypatch: pytest.MonkeyPatch, backend: str, env_id: str
 ) -> None:
-    """Bare and in tensors they end in the very state that training is in: same seeds, same actions, clipped to ±2."""
+    """Bare and in tensors they end in the very state that training is in: same seeds, same actions, mapped to ±2."""
     point = Point(**TINY, backend=backend, env_id=env_id)
     args = dataclasses.replace(our_args(point, ""), env_id=env_id, backend=backend, compile="off", log_std_init=2.0)
     envs, agent, learner = train.setup(args, CPU)
@@ -165,7 +165,7 @@ def test_environments_alone_repeat_the_steps_of_training(
     for name in ("bare_environment", "make"):
         module: Any = iteration if name == "bare_environment" else environments
         made = getattr(module, name)
-        monkeypatch.setattr(module, name, lambda *a, name=name, made=made: seen.setdefault(name, made(*a)))
+        monkeypatch.setattr(module, name, lambda *a, name=name, made=made, **kw: seen.setdefault(name, made(*a, **kw)))
     contenders = iteration.beside_its_environment(point, envs, path)
     assert list(contenders) == ["training", "environment", "environment in tensors"]
     for calls in (1, 3):

@@ -18,9 +18,9 @@ of their state, and for host environments, which keep theirs (see contract.py):
 `state` and `num_envs` of its own: one part, or a few where they are made in groups, to be stepped side by side.
 
 Discrete actions start at 0 and are (N,); MultiDiscrete and Box actions are flat, (N, A), and Box actions are clipped
-to their bounds. Observations are float32; discrete ones one-hot, dicts and tuples flattened. Where an environment tells
-which of its n discrete actions are allowed, `mask_size` is n and the last n columns of its flat observations say so (1
-allowed, 0 not); elsewhere `mask_size` is 0.
+to their bounds or mapped to them from [-1, 1] (see actions.py). Observations are float32; discrete ones one-hot, dicts
+and tuples flattened. Where an environment tells which of its n discrete actions are allowed, `mask_size` is n and the
+last n columns of its flat observations say so (1 allowed, 0 not); elsewhere `mask_size` is 0.
 
 `columns` says where the parts of a flattened observation are: a slice for each key of a Dict, which Gymnasium flattens
 in sorted order, so that a policy can look at `obs[..., envs.columns["pose"]]`. Nested keys are joined by dots,

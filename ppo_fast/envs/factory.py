@@ -4,7 +4,7 @@ import contextlib
 import difflib
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -16,6 +16,7 @@ from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
 from ppo_fast.envs import envpool
+from ppo_fast.envs.actions import ActionBounds
 from ppo_fast.envs.groups import HostGroups
 from ppo_fast.envs.host import HostVectorEnv
 from ppo_fast.envs.singles import SingleVectorEnv, find_kind
@@ -44,6 +45,8 @@ class _Wanted:
     timeout: float
     num_workers: int | None
     env_kwargs: dict[str, Any]
+    action_bounds: ActionBounds = "clip"
+    hide: tuple[int, ...] = ()
 
 
 def make(
@@ -55,6 +58,8 @@ def make(
     timeout: float = 60.0,
     num_workers: int | None = None,
     groups: int = 1,
+    action_bounds: ActionBounds = "clip",
+    hide: Sequence[int] = (),
     **env_kwargs: Any,
 ) -> TensorVectorEnv | HostVectorEnv | HostGroups:
     """Make N environments behind the contract of ppo_fast.envs.
@@ -73,6 +78,9 @@ def make(
             it is a fault.
         num_workers: async only: processes, each with a block of environments; None for one on each usable CPU.
         groups: async and envpool only: parts that step side by side (see HostGroups), each with its own workers.
+        action_bounds: how Box actions get into their bounds: "clip", "rescale" from [-1, 1] or, by the bounds, one of
+            these, "auto" (see actions.py).
+        hide: numbers of a flat observation that are left out of it.
         env_kwargs: for the environment, e.g. `max_episode_steps`; `render_mode` needs the sync or envpool backend, and
             `auto` picks sync then.
 
@@ -81,14 +89,16 @@ def make(
         env_id. Those of sync, async and envpool raise EnvironmentFault where they know which one failed.
 
     Raises:
-        ValueError: naming --env-id, --num-envs, --backend or --env-groups, in one line.
+        ValueError: naming --env-id, --num-envs, --backend, --env-groups or --hide, in one line.
         EnvironmentFault: when an environment raises, dies or hangs while it is made in a worker.
     """
     if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
         raise ValueError(f"--num-envs: must be a whole number of at least 1, got {num_envs}")
     if backend not in BACKENDS:
         raise ValueError(f"--backend: no backend {backend!r}; choose from {', '.join(BACKENDS)}")
-    wanted = _Wanted(env_id, num_envs, torch.device(device), backend, timeout, num_workers, env_kwargs)
+    wanted = _Wanted(
+        env_id, num_envs, torch.device(device), backend, timeout, num_workers, env_kwargs, action_bounds, tuple(hide)
+    )
     return _make_one(wanted) if groups == 1 else _make_groups(wanted, groups)
 
 
@@ -258,6 +268,9 @@ def _make_tensor(spec: EnvSpec, wanted: _Wanted) -> TensorVectorEnv:
     )
     assert isinstance(env, TensorVectorEnv)
     env.spec_id = wanted.env_id
+    env.bound_actions(wanted.action_bounds)
+    if wanted.hide:
+        env.hide(wanted.hide)
     return env
 
 
@@ -274,7 +287,9 @@ def _adapt(remake: Callable[[], VectorEnv], wanted: _Wanted) -> HostVectorEnv:
     """The environments that `remake` makes, behind the contract."""
     envs = remake()
     try:
-        return HostVectorEnv(envs, wanted.device, wanted.backend, wanted.env_id, remake)
+        return HostVectorEnv(
+            envs, wanted.device, wanted.backend, wanted.env_id, remake, wanted.action_bounds, wanted.hide
+        )
     except ValueError:
         envs.close()
         raise

@@ -14,11 +14,12 @@ from gymnasium import spaces
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from ppo_fast.envs.actions import ActionBounds
 from ppo_fast.envs.contract import ActionSpace, Part, State, Step, StepResult
 from ppo_fast.envs.encoded import EncodedVectorEnv
 from ppo_fast.envs.masks import MASK, mask_in_info, mask_in_observation
 from ppo_fast.envs.seeds import restart_seed, spread_seeds
-from ppo_fast.envs.spaces import ActionDecoder, ObservationEncoder, host_array
+from ppo_fast.envs.spaces import ActionDecoder, ObservationEncoder, host_array, moved, remaining_columns
 from ppo_fast.envs.staging import Staging
 
 # Backends that take one seed for each environment. A vector entry point takes one for all.
@@ -64,6 +65,8 @@ class HostVectorEnv(VectorEnv):
         backend: what is reported as `backend`.
         spec_id: what is reported as `spec_id`, and named in errors.
         remake: makes `envs` anew, for `restart`.
+        action_bounds: how Box actions get into their bounds (see actions.py).
+        hide: columns of the flat observations that are left out of what is returned.
 
     An environment that offers `info["action_mask"]` for a Discrete action space of n actions, or has it in its Dict
     observations, gets it appended to its observations, flat (N, D + n), 1 where allowed; the attribute `mask_size` is
@@ -87,6 +90,8 @@ class HostVectorEnv(VectorEnv):
         backend: str = "entry_point",
         spec_id: str = "",
         remake: Callable[[], VectorEnv] | None = None,
+        action_bounds: ActionBounds = "clip",
+        hide: Sequence[int] = (),
     ) -> None:
         self.device = torch.device(device)
         self.backend = backend
@@ -100,7 +105,7 @@ class HostVectorEnv(VectorEnv):
         self.render_mode = envs.render_mode
 
         self._encoder = ObservationEncoder(envs.single_observation_space, spec_id)
-        self._decoder = ActionDecoder(envs.single_action_space, envs.num_envs, spec_id)
+        self._decoder = ActionDecoder(envs.single_action_space, envs.num_envs, spec_id, action_bounds)
         own_mask_size: int | None = getattr(envs, "mask_size", None)
         if own_mask_size is None:
             self.mask_size = _find_mask(envs)
@@ -110,6 +115,9 @@ class HostVectorEnv(VectorEnv):
             self.mask_size = own_mask_size
         self.columns = envs.columns if isinstance(envs, EncodedVectorEnv) else self._encoder.columns
         self.single_observation_space = self._encoder.space
+        self._kept: torch.Tensor | None = None  # columns of the observation that are seen; None for all
+        if hide:
+            self._hide(hide)
         self.single_action_space = self._decoder.space
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
@@ -164,7 +172,7 @@ class HostVectorEnv(VectorEnv):
         return self._begin(seed, None)
 
     def step(self, actions: torch.Tensor | np.ndarray) -> StepResult:
-        """Step every environment with actions (N,) or (N, A); Box actions are clipped to their bounds.
+        """Step every environment with actions (N,) or (N, A); Box actions get into their bounds.
 
         Returns:
             obs (N, *S) float32, reward (N,) float32, terminated (N,), truncated (N,), and info with `final_obs` (N,
@@ -200,7 +208,7 @@ class HostVectorEnv(VectorEnv):
 
         Args:
             state: `()`, and so is the state that is returned: the environments keep theirs.
-            action: (N,) or (N, A); Box actions are clipped to their bounds.
+            action: (N,) or (N, A); Box actions get into their bounds.
             noise: of `draw_noise`, (N, 0); the environments draw their own random numbers.
         """
         self.step_async(action)
@@ -239,6 +247,18 @@ class HostVectorEnv(VectorEnv):
             return spread_seeds(seed, self.num_envs)
         return seed
 
+    def _hide(self, hidden: Sequence[int]) -> None:
+        """Leave these columns out of what is returned. ValueError where there is no such column, or none is left."""
+        space = self.single_observation_space
+        kept = remaining_columns(space, hidden, self.mask_size)
+        self._kept = torch.tensor(kept, device=self.device)
+        self.single_observation_space = spaces.Box(space.low[kept], space.high[kept])
+        self.columns = {name: moved(columns, kept) for name, columns in self.columns.items()}
+
+    def _seen(self, obs: torch.Tensor) -> torch.Tensor:
+        """What is not hidden of observations (N, *S) on the device."""
+        return obs if self._kept is None else obs.index_select(-1, self._kept)
+
     # How the environments behind it are made, begun and stepped.
 
     def _take(self, envs: VectorEnv) -> None:
@@ -251,7 +271,7 @@ class HostVectorEnv(VectorEnv):
         obs, info = self.envs.reset(seed=self.spread(seed), options=None if options is None else dict(options))
         mask = True if options is None else options.get("reset_mask", True)
         self._ended &= ~np.asarray(mask, dtype=bool)
-        return self._staging.send(self._encode(obs, info))
+        return self._seen(self._staging.send(self._encode(obs, info)))
 
     def _finish(self) -> Step:
         """Wait for the step that was begun. The tensors are new ones, and none shares memory with another."""
@@ -354,14 +374,14 @@ class HostVectorEnv(VectorEnv):
     def _send(self, rows: _Rows) -> Step:
         """The rows on the device."""
         staging = self._staging
-        obs = staging.send(rows.obs)
+        obs = self._seen(staging.send(rows.obs))
         return Step(
             obs,
             reward=staging.send_array(rows.reward, np.float32),
             terminated=staging.send_array(rows.terminated, bool),
             truncated=staging.send_array(rows.truncated, bool),
             # Never the same memory twice: a caller may normalise obs in place.
-            final_obs=obs.clone() if rows.final_obs is None else staging.send(rows.final_obs),
+            final_obs=obs.clone() if rows.final_obs is None else self._seen(staging.send(rows.final_obs)),
             valid=None if rows.valid is None else staging.send_array(rows.valid, bool),
         )
 

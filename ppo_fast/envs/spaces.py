@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+from ppo_fast.envs.actions import ActionBounds, BoxMap, map_to
 from ppo_fast.envs.contract import ActionSpace
 from ppo_fast.envs.masks import MASK, allowed_actions
 
@@ -92,6 +93,12 @@ def remaining_columns(space: spaces.Box, hidden: Sequence[int], mask_size: int =
     if not kept:
         raise ValueError(f"--hide: nothing would be left of {size} numbers")
     return [*kept, *range(size, shape[0])]
+
+
+def moved(columns: slice, kept: Sequence[int]) -> slice:
+    """Where columns of an observation are, of which `kept` are left."""
+    start = sum(column < columns.start for column in kept)
+    return slice(start, start + sum(columns.start <= column < columns.stop for column in kept))
 
 
 class ObservationEncoder:
@@ -219,14 +226,20 @@ def presented_actions(space: spaces.Space, env_id: str = "") -> ActionSpace:
 class ActionDecoder:
     """Turns actions of the space that `presented_actions` gives, `self.space`, into what the environment takes.
 
-    The start of Discrete and MultiDiscrete is added; Box actions are clipped to their bounds.
+    The start of Discrete and MultiDiscrete is added; Box actions are clipped or rescaled to their bounds.
 
     Raises:
         ValueError: for an action space that is not supported; when called, for actions of the wrong shape.
     """
 
-    def __init__(self, space: spaces.Space, num_envs: int, env_id: str = "") -> None:
+    def __init__(
+        self, space: spaces.Space, num_envs: int, env_id: str = "", action_bounds: ActionBounds = "clip"
+    ) -> None:
         self.space = presented_actions(space, env_id)
+        self._to_box: BoxMap[np.ndarray] | None = None
+        if isinstance(space, spaces.Box):
+            self._to_box = map_to(space, action_bounds)
+            self.space = presented_actions(spaces.Box(self._to_box.low, self._to_box.high, dtype=space.dtype))
         self.shape = (num_envs, *(self.space.shape or ()))
         assert isinstance(space, ActionSpace)
         self._source = space
@@ -238,8 +251,8 @@ class ActionDecoder:
         if values.shape != self.shape:
             raise ValueError(f"actions must have the shape {self.shape}, got {values.shape}")
         space = self._source
-        if isinstance(space, spaces.Box):
-            clipped = np.clip(values, np.ravel(space.low), np.ravel(space.high))
-            return clipped.astype(space.dtype).reshape(-1, *space.shape)
+        if self._to_box is not None:
+            return self._to_box(values).astype(space.dtype).reshape(-1, *(space.shape or ()))
+        assert not isinstance(space, spaces.Box)
         values = values.astype(space.dtype).reshape(-1, *(space.shape or ()))
         return values + space.start

@@ -16,6 +16,7 @@ from gymnasium.error import ResetNeeded
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
+from ppo_fast.envs.actions import ActionBounds, BoxMap, map_to
 from ppo_fast.envs.contract import Part, State, Step, StepResult
 from ppo_fast.envs.masks import MASK
 from ppo_fast.envs.spaces import remaining_columns
@@ -34,7 +35,8 @@ class TensorVectorEnv(VectorEnv):
         max_episode_steps: an episode is truncated at this many steps.
         single_observation_space: a float32 Box of shape (D,).
         single_action_space: Discrete (actions (N,)) or a float32 Box of shape (A,) (actions (N, A), clipped to its
-            bounds). Discrete values are not range-checked: that would read the device on every step.
+            bounds, unless `bound_actions` maps them). Discrete values are not range-checked: that would read the
+            device on every step.
         device: where the state, the noise and all that is returned live.
 
     Raises:
@@ -78,11 +80,10 @@ class TensorVectorEnv(VectorEnv):
         self.state: State = ()  # empty until the first reset
         self.generator = torch.Generator(device=self.device)
         self._seeded = False
-        self._action_bounds: tuple[torch.Tensor, torch.Tensor] | None = None
-        if isinstance(single_action_space, spaces.Box):
-            low = torch.tensor(single_action_space.low, device=self.device)
-            high = torch.tensor(single_action_space.high, device=self.device)
-            self._action_bounds = (low, high)
+        # What the dynamics takes, and how a policy's actions get there; None for Discrete actions.
+        self._box = single_action_space if isinstance(single_action_space, spaces.Box) else None
+        self._to_box: BoxMap[torch.Tensor] | None = None
+        self.bound_actions("clip")
         self._kept: torch.Tensor | None = None  # columns of the observation that are seen; None for all
         if self.hidden:
             self.hide(self.hidden)
@@ -104,6 +105,14 @@ class TensorVectorEnv(VectorEnv):
         self._kept = kept if self._kept is None else self._kept[kept]
         self.single_observation_space = spaces.Box(space.low[columns], space.high[columns])
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+
+    def bound_actions(self, bounds: ActionBounds) -> None:
+        """How Box actions get into their bounds from now on (see actions.py); at first they are clipped."""
+        if self._box is not None:
+            to_box = map_to(self._box, bounds)
+            self._to_box = to_box.on(self.device)
+            self.single_action_space = spaces.Box(to_box.low, to_box.high)
+            self.action_space = batch_space(self.single_action_space, self.num_envs)
 
     # The pure core.
 
@@ -131,7 +140,7 @@ class TensorVectorEnv(VectorEnv):
     def step_state(
         self, state: State, action: torch.Tensor, noise: torch.Tensor
     ) -> tuple[State, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-        """One step with SAME_STEP autoreset, pure; Box actions are clipped to their bounds as the host adapter does.
+        """One step with SAME_STEP autoreset, pure; Box actions get into their bounds as in the host adapter.
 
         Args:
             state: as `initial_state` returns it.
@@ -142,8 +151,8 @@ class TensorVectorEnv(VectorEnv):
             state to go on from, obs (N, D) of it, reward, terminated, truncated (N,), final_obs (N, D): the
             observation of the true successor, which differs from obs where the episode ended.
         """
-        if self._action_bounds is not None:
-            action = torch.clamp(action, *self._action_bounds)
+        if self._to_box is not None:
+            action = self._to_box(action)
         step_noise = noise[:, : self.step_noise_size]
         reset_noise = noise[:, self.step_noise_size :]
         successor, final_obs, reward, terminated, truncated = self.transition(state, action, step_noise)

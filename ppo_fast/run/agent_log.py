@@ -34,6 +34,7 @@ from ppo_fast.run.payload import Checkpoint, Progress, RankState, Score
 from ppo_fast.run.policy import save_policy
 from ppo_fast.run.readout import Totals
 from ppo_fast.run.rows import truncate_rows
+from ppo_fast.run.run_flags import env_view
 from ppo_fast.run.tracking import NoRun, Record, Run
 
 FRAMES = 250  # of a film that is made while training goes on, at most
@@ -197,7 +198,7 @@ class AgentLog:
         self._film("greedy", global_step, LAST_FRAMES, niceness=0)
 
     def _film(self, name: str, global_step: int, frames: int, niceness: int) -> None:
-        make_one = partial(make, self.flags["env_id"], 1, "cpu", render_mode="rgb_array")
+        make_one = partial(make, self.flags["env_id"], 1, "cpu", render_mode="rgb_array", **env_view(self.flags))
         path = self.run.subfolder("videos") / f"{name}.mp4"
         show = partial(self.run.log_video, path, global_step)
         self._camera.film(make_one, self.agent, self.flags["seed"], path, frames, show, niceness)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ppo_fast.run.find import Found
 from ppo_fast.run.flags import Flag, flags_of
 from ppo_fast.run.payload import FORMAT, Checkpoint
+from ppo_fast.run.run_flags import saved_flags
 
 # Flags that may differ when a run goes on, besides W&B's. Any other would make it another run.
 CHANGEABLE = (
@@ -119,7 +120,7 @@ def misfit(tensors: Mapping[str, Tensor], agent: nn.Module) -> str | None:
 
 def flags(args: Any, saved: Mapping[str, Any], run: Path, given: Collection[str]) -> Any:
     """The flags to go on with: those of the checkpoint, and what of `given` may change. Flags that are new to a
-    checkpoint of an earlier version keep their defaults.
+    checkpoint of an earlier version keep their defaults, or what runs did before there was the flag.
 
     Args:
         args: a program's flags as they were typed, a dataclass, in plain types.
@@ -130,6 +131,7 @@ def flags(args: Any, saved: Mapping[str, Any], run: Path, given: Collection[str]
     Raises:
         ValueError: naming a flag that may not change, or one that the checkpoint holds nonsense for.
     """
+    saved = saved_flags(saved)
     kept: dict[str, Any] = {}
     new: dict[str, Any] = {}
     for flag in flags_of(type(args)).values():

@@ -1,9 +1,25 @@
 """The flags that every training program has: what surrounds the algorithm, from tracking to checkpoints."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal
 
 from ppo_fast.run.flags import Range
+
+# Flags that runs of earlier versions did not have, with what they did then.
+BEFORE = {"action_bounds": "clip", "hide": ()}
+
+
+def saved_flags(saved: Mapping[str, Any]) -> dict[str, Any]:
+    """The flags that a run folder, a checkpoint or a crash file holds, and for those that it is too old to have what
+    runs did then."""
+    return {**BEFORE, **saved}
+
+
+def env_view(flags: Mapping[str, Any]) -> dict[str, Any]:
+    """What of a run's flags says how environments look to its policy, as `ppo_fast.envs.make` takes it: wherever the
+    policy plays, it plays with these."""
+    return {name: flags.get(name, before) for name, before in BEFORE.items()}
 
 
 @dataclass
@@ -20,6 +36,10 @@ class RunFlags:
     """gymnasium id; `module:Env-v0` imports the module first"""
     backend: str = "auto"
     """how the environments run: auto, tensor, entry_point, sync, async or envpool"""
+    action_bounds: Literal["auto", "rescale", "clip"] = "auto"
+    """clip actions to their bounds, map them there from [-1, 1], or auto: map only to bounds unlike a policy's range"""
+    hide: Annotated[tuple[int, ...], Range(0)] = ()
+    """numbers of the observation that the policy is not shown: --hide 1 3 of CartPole leaves position and angle"""
     total_timesteps: Annotated[int, Range(1)] = 500_000
     """environment steps, all environments together"""
     exp_name: str = "train"
@@ -88,4 +108,4 @@ class RunFlags:
     @property
     def env_options(self) -> dict[str, Any]:
         """What `ppo_fast.envs.make` takes of them besides the environment and the backend."""
-        return {"timeout": self.env_timeout, "groups": self.env_groups}
+        return {"timeout": self.env_timeout, "groups": self.env_groups, **env_view(vars(self))}

@@ -21,6 +21,7 @@ from dataclasses import asdict, replace
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+from gymnasium import spaces
 from torch import nn
 
 from ppo_fast.algorithm.statistics import Metrics
@@ -28,7 +29,7 @@ from ppo_fast.engine import plan, process
 from ppo_fast.engine.iteration import EXECUTION_KNOWN, Execution, Iteration
 from ppo_fast.engine.ranks import Ranks
 from ppo_fast.envs import EnvironmentFault, Environments
-from ppo_fast.run import checkpoint, crash, ending, randomness, readout, resume
+from ppo_fast.run import checkpoint, clipped, crash, ending, randomness, readout, resume
 from ppo_fast.run.agent_log import AgentLog, open_log
 from ppo_fast.run.beside import Beside
 from ppo_fast.run.cli import program_of
@@ -89,6 +90,7 @@ class Session:
         self._saved: Saved | None = None
         self._saved_at = -1  # iteration of the last checkpoint
         self._restarts = 0  # of environments that died
+        self._action_space: spaces.Space | None = None  # what the environments take
         self._plan = plan.Plan("eager", "")
         self._execution_said = False
         self._unfit_said: list[str] = []  # functions that run as they are, with their reasons
@@ -145,6 +147,7 @@ class Session:
             ValueError: the checkpoint is not of such an agent, or there is no room for a run folder.
         """
         self._stack.callback(envs.close)
+        self._action_space = envs.single_action_space
         origin = self._origin
         if origin is not None:
             wrong = resume.misfit(origin.checkpoint.ranks[0].tensors, agent)
@@ -222,6 +225,8 @@ class Session:
         self._count(int(seen.totals.steps))
         self.log.record(seen.means, seen.totals, self.progress, iteration.seconds)
         done = self.progress.iteration
+        if done == 1:
+            self._warn_of_clipping(iteration)
         if done == self._began_at + EXECUTION_KNOWN and not self._execution_said:  # a rollback may come here again
             self._say_execution(iteration)
         if done % self.args.save_interval == 0:
@@ -232,6 +237,13 @@ class Session:
             self.over = Over(self._stop.name or "SIGTERM", self._stop.exit_status or 143)
         elif seen.late:
             self.over = Over("max_runtime", MAX_RUNTIME_STATUS)
+
+    def _warn_of_clipping(self, iteration: Iteration) -> None:
+        """Say where the first rollout's actions were clipped almost always."""
+        action = iteration.state.rollout.get("action")
+        clipped_words = None if action is None else clipped.words(action, self._action_space, self.args.action_bounds)
+        if clipped_words is not None:
+            self.log.say([f"warning: {clipped_words}"])
 
     def _is_late(self) -> bool:
         """Whether `--max-runtime` is over."""
