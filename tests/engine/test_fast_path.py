@@ -98,8 +98,13 @@ def assert_same_run(args, fast: Ran, slow: Ran):
 COLUMNS = [name for name in train.Rollout._fields if name != "valid"]  # of environments without junk rows
 
 
-# By default the half of them that differs most; the other half is compiled in the slow tests, by the real compiler.
-@pytest.mark.parametrize("name", ["normalised", "early stop", "continuous", "uneven"])
+SLOW = pytest.mark.slow
+
+
+# By default the two that differ most, two more in the slow tests, and all in the thorough ones, by the real compiler.
+@pytest.mark.parametrize(
+    "name", ["normalised", "uneven", pytest.param("early stop", marks=SLOW), pytest.param("continuous", marks=SLOW)]
+)
 def test_compiled_is_eager_without_recompiling(graphs, name):
     """Four iterations; nothing compiles in them, though the learning rate changes, and dynamo is not even asked."""
     args = small(**VARIANTS[name])
@@ -160,6 +165,7 @@ def test_known_shapes_go_straight_to_their_code(graphs):
     assert graphs.asked == graphs.frame_count == len(cases)
 
 
+@SLOW
 def test_two_runs_in_one_process_have_their_own_graphs(graphs):
     """Another run's flags are constants in its graphs: they must neither be reused nor force the first to recompile."""
     first, second = small(), small(clip_coef=0.05, ent_coef=0.5)
@@ -185,7 +191,7 @@ def test_trying_out_leaves_no_trace(graphs):
         assert torch.equal(ours.get_state(), theirs.get_state())
 
 
-@pytest.mark.parametrize("mode", ["eager", "recorded", "compiled"])
+@pytest.mark.parametrize("mode", ["eager", "recorded", pytest.param("compiled", marks=SLOW)])
 @pytest.mark.parametrize("flags", [{"num_steps": 10}, {"backend": "sync"}], ids=["tensor", "host"])
 def test_rollouts_follow_on_one_another(graphs, flags, mode):
     """From step to step, from chunk to chunk and from iteration to iteration; each action with its own probability."""
