@@ -1,6 +1,8 @@
 """A video of an episode, and what a machine without a screen needs to draw one."""
 
+import math
 import os
+import re
 import sys
 from collections.abc import Iterator
 from itertools import chain
@@ -11,12 +13,15 @@ import numpy as np
 import torch
 
 from ppo_fast import names
+from ppo_fast.run.frames import Reel
 from ppo_fast.run.play import EVAL_SEED, Player, greedy
 
 # The index comes first, so that a browser starts to play before it has all of the file.
 INDEX_FIRST = ["-movflags", "+faststart"]
 # Costs a third of the time for a file of twice the size, on one core: others may be training.
 PRESET = "superfast"
+FPS = 30.0  # where an environment does not say
+SLOWEST = 0.01  # frames a second that ffmpeg can write down
 
 
 @torch.no_grad()
@@ -37,24 +42,31 @@ def record(envs: Any, agent: Player, seed: int, path: Path, max_steps: int = 10_
         max_steps: frames at most, for environments that never end an episode and for videos while training.
 
     Raises:
-        ValueError: `--capture-video: ...` when moviepy is missing or the environment renders nothing.
+        ValueError: `--capture-video: ...` when moviepy is missing or the environment renders no pictures.
     """
     try:
         from moviepy.video.io.ffmpeg_writer import FFMPEG_VideoWriter
     except ImportError as problem:
         raise ValueError('--capture-video: needs moviepy: pip install "ppo_fast[video]"') from problem
-    fps = int(envs.metadata.get("render_fps") or 30)
     part = path.with_name(f".{path.name}.part.mp4")
     frames = _frames(envs, agent, seed, max_steps)
     try:
-        first = next(frames)
+        first = next(frames, None)
+        if first is None:
+            raise _cannot(envs, "it renders nothing")
         height, width = first.shape[:2]
         with FFMPEG_VideoWriter(
-            str(part), (width, height), fps, preset=PRESET, threads=1, ffmpeg_params=INDEX_FIRST
+            str(part), (width, height), _fps(envs.metadata), preset=PRESET, threads=1, ffmpeg_params=INDEX_FIRST
         ) as writer:
             for frame in chain([first], frames):
                 writer.write_frame(frame)
+        if not part.exists():  # a short film is refused only when it is whole, and without a word
+            raise _cannot(envs, f"ffmpeg does not take frames of {width} x {height} pixels")
         part.replace(path)
+    except OSError as problem:
+        if problem.errno is not None:  # the disk's
+            raise
+        raise _cannot(envs, f"ffmpeg: {_of_ffmpeg(str(problem))}") from problem
     finally:
         part.unlink(missing_ok=True)
         envs.close()
@@ -62,18 +74,27 @@ def record(envs: Any, agent: Player, seed: int, path: Path, max_steps: int = 10_
 
 
 def _frames(envs: Any, agent: Player, seed: int, max_steps: int) -> Iterator[np.ndarray]:
-    """What is seen of the first environment's greedy episode, a frame a step."""
+    """What is seen of the first environment's greedy episode, a frame a step, more where it renders lists of them.
+
+    Raises:
+        ValueError: `--capture-video: ...` when a step shows no picture.
+    """
     act = greedy(agent)
+    reel = Reel()
     obs = envs.reset(seed=seed + EVAL_SEED)[0]
     for _ in range(max_steps):
-        yield _frame(envs)
+        shown = _shown(envs)
+        try:
+            yield from reel.frames(shown)
+        except ValueError as problem:
+            raise _cannot(envs, str(problem)) from problem
         obs, _, terminated, truncated, _ = envs.step(act(obs))
         if terminated[0] or truncated[0]:
             return
 
 
-def _frame(envs: Any) -> np.ndarray:
-    """What the first environment shows, (height, width, 3), of even sizes: h264 has no others that every player takes.
+def _shown(envs: Any) -> Any:
+    """What the first environment shows now.
 
     Raises:
         ValueError: `--capture-video: ...` when it shows nothing, with the reason where its renderer gives one.
@@ -87,10 +108,28 @@ def _frame(envs: Any) -> np.ndarray:
     except Exception as problem:  # pygame, MuJoCo and OpenGL each have their own
         reason = names.first_line(problem)
     if frames is None or len(frames) == 0 or frames[0] is None:
-        raise ValueError(f"--capture-video: {envs.spec_id} can't be filmed: {reason}")
-    frame = np.asarray(frames[0])
-    height, width = frame.shape[:2]
-    return frame[: height // 2 * 2, : width // 2 * 2]
+        raise _cannot(envs, reason)
+    return frames[0]
+
+
+def _cannot(envs: Any, reason: str) -> ValueError:
+    return ValueError(f"--capture-video: {envs.spec_id} can't be filmed: {reason}")
+
+
+def _of_ffmpeg(text: str) -> str:
+    """The first thing that ffmpeg itself says in a message of moviepy, without the address of who says it."""
+    said = text.partition("writing file")[2].splitlines()[1:] or [text]
+    return re.sub(r"^\[.*?\]\s*", "", next((line.strip() for line in said if line.strip()), text))
+
+
+def _fps(metadata: Any) -> float:
+    """Frames a second, as an environment says; FPS where it says nothing, or nonsense."""
+    fps = metadata.get("render_fps")
+    try:
+        fps = float(fps)
+    except (TypeError, ValueError):
+        return FPS
+    return fps if SLOWEST <= fps < math.inf else FPS
 
 
 def render_without_a_display() -> None:

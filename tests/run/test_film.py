@@ -89,3 +89,42 @@ def test_what_renders_nothing_is_refused(tmp_path, monkeypatch):
         with pytest.raises(ValueError, match="--capture-video: Staircase can't be filmed: it renders nothing"):
             record(staircase(), Upright(), 0, tmp_path / "episode.mp4")
         monkeypatch.setattr(Staircase, "render", lambda self: None)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (33, 63)])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_film_of_floats_shows_their_colour(tmp_path, monkeypatch, channels, size):
+    """Of frames of any depth, and of sizes that grow: before, such films were noise."""
+    pytest.importorskip("moviepy")
+    from moviepy import VideoFileClip
+
+    def render(self):
+        return np.full((size[0] + self.steps, *size[1:], channels), 0.5, np.float32)
+
+    monkeypatch.setattr(Staircase, "render", render)
+    path = record(staircase(indices=[1]), Upright(), 0, tmp_path / "a.mp4")
+    with VideoFileClip(str(path)) as clip:
+        assert clip.size == [max(2, size[1] // 2 * 2), max(2, size[0] // 2 * 2)]
+        shown = clip.get_frame(0)
+        assert shown is not None and abs(int(shown.mean()) - 128) <= 3
+
+
+@pytest.mark.parametrize("fps", [None, 0, -5, "fast", float("nan"), 1e-9, [30]])
+def test_a_speed_that_is_none_is_the_usual_one(tmp_path, monkeypatch, fps):
+    pytest.importorskip("moviepy")
+    from moviepy import VideoFileClip
+
+    monkeypatch.setattr(Staircase, "render", lambda self: np.zeros((16, 16, 3), np.uint8))
+    envs = staircase(indices=[1])
+    envs.metadata["render_fps"] = fps
+    with VideoFileClip(str(record(envs, Upright(), 0, tmp_path / "a.mp4"))) as clip:
+        assert clip.fps == 30
+
+
+def test_an_encoder_that_refuses_is_one_line(tmp_path, monkeypatch):
+    pytest.importorskip("moviepy")
+    monkeypatch.setattr(Staircase, "render", lambda self: np.zeros((2, 40_000, 3), np.uint8))
+    # It may say so when the first frame comes, or when all have.
+    with pytest.raises(ValueError, match=r"^--capture-video: Staircase can't be filmed: ffmpeg.*40000") as told:
+        record(staircase(indices=[1]), Upright(), 0, tmp_path / "a.mp4")
+    assert "\n" not in str(told.value) and not list(tmp_path.iterdir())
