@@ -19,8 +19,8 @@ import tyro
 
 from ppo_fast import names
 from ppo_fast.pictures.comparison import Chance, Estimate, Group, Row, figures_of, measure
-from ppo_fast.pictures.configurations import configuration, group_runs, labels_of
-from ppo_fast.pictures.records import find_runs, read_run
+from ppo_fast.pictures.configurations import configuration, group_runs, labels_of, one_a_seed
+from ppo_fast.pictures.records import RunRecord, find_runs, read_run
 from ppo_fast.run import cli
 from ppo_fast.run.flags import one_of, plain_args
 
@@ -57,10 +57,15 @@ def divide(words: Sequence[str]) -> list[list[str]]:
     return parts
 
 
-def load(args: Args) -> list[Group]:
-    """The groups to compare. ValueError("runs: ...") where they can't be."""
+def load(args: Args) -> tuple[list[Group], list[str]]:
+    """The groups, and a line for each run that another repeats. ValueError("runs: ...") where they can't be."""
     root = Path(args.run_root)
-    parts = [[read_run(folder) for folder in find_runs(words, root)] for words in divide(args.runs)]
+    parts: list[list[RunRecord]] = []
+    repeated: list[str] = []
+    for words in divide(args.runs):
+        runs, lines = one_a_seed([read_run(folder) for folder in find_runs(words, root)])
+        parts.append(runs)
+        repeated += lines
     if len(parts) == 1:
         labelled = group_runs(parts[0])
         if len(labelled) < 2:
@@ -71,7 +76,7 @@ def load(args: Args) -> list[Group]:
         labelled = dict(zip(labels_of(configs, folders), parts, strict=True))
     groups = [Group(letters(i), label, runs) for i, (label, runs) in enumerate(labelled.items())]
     check_environments(groups)
-    return groups
+    return groups, repeated
 
 
 def check_environments(groups: Sequence[Group]) -> None:
@@ -80,7 +85,7 @@ def check_environments(groups: Sequence[Group]) -> None:
     for group in groups:
         for run in group.runs:
             if "env_id" in run.config:
-                trained[run.config["env_id"]] = group.name
+                trained[str(run.config["env_id"])] = group.name
     if len(trained) > 1:
         wording = ", ".join(f"{env_id} in {name}" for env_id, name in trained.items())
         raise ValueError(f"runs: returns of different environments can't be compared ({wording})")
@@ -108,7 +113,7 @@ def cautions(groups: Sequence[Group]) -> list[str]:
     return said
 
 
-def print_table(groups: Sequence[Group], rows: Sequence[Row]) -> None:
+def print_table(groups: Sequence[Group], rows: Sequence[Row], notes: Sequence[str]) -> None:
     """The rows as a table, each group by its letter."""
     from rich import box
     from rich.console import Console
@@ -118,7 +123,8 @@ def print_table(groups: Sequence[Group], rows: Sequence[Row]) -> None:
     console = Console(highlight=False)
     for group in groups:
         count = len(group.runs)
-        console.print(f"{group.name}  {group.label}  ({count} run{'s' * (count > 1)})", markup=False, soft_wrap=True)
+        label = names.printable(group.label)
+        console.print(f"{group.name}  {label}  ({count} run{'s' * (count > 1)})", markup=False, soft_wrap=True)
     table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     table.add_column("", no_wrap=True)
     for group in groups:
@@ -134,7 +140,7 @@ def print_table(groups: Sequence[Group], rows: Sequence[Row]) -> None:
         table.add_row(row.name, *cells)
     console.print(table)
     console.print("interquartile means over runs, [95 % intervals]; P: chance of a run to beat one of A", markup=False)
-    for line in cautions(groups):
+    for line in notes:
         console.print(f"note: {line}", markup=False, soft_wrap=True)
 
 
@@ -161,7 +167,7 @@ def _with_interval(value: float, low: float, high: float, digits: int, gap: str)
     return text if math.isnan(low) else f"{text}{gap}\\[{low:,.{digits}f}, {high:,.{digits}f}]"
 
 
-def as_json(groups: Sequence[Group], rows: Sequence[Row]) -> dict[str, Any]:
+def as_json(groups: Sequence[Group], rows: Sequence[Row], notes: Sequence[str]) -> dict[str, Any]:
     """What `--json` prints: "groups", "notes" and "figures", with null where there is no interval."""
     sides = {group.name: {"label": group.label, "runs": [str(run.folder) for run in group.runs]} for group in groups}
     figures: list[Mapping[str, Any]] = []
@@ -169,7 +175,7 @@ def as_json(groups: Sequence[Group], rows: Sequence[Row]) -> dict[str, Any]:
         estimates = {name: estimate._asdict() for name, estimate in row.estimates.items()}
         chances = {name: chance._asdict() for name, chance in row.chances.items()}
         figures.append({"name": row.name, "groups": estimates, f"beats_{groups[0].name}": chances})
-    return names.jsonable({"groups": sides, "notes": cautions(groups), "figures": figures})
+    return names.jsonable({"groups": sides, "notes": notes, "figures": figures})
 
 
 def compare(args: Args) -> dict[str, Any]:
@@ -177,17 +183,18 @@ def compare(args: Args) -> dict[str, Any]:
     args = plain_args(args)
     if not args.runs:
         raise ValueError("runs: name two groups of run folders, as in: compare runs/A* -- runs/B*")
-    groups = load(args)
+    groups, repeated = load(args)
+    notes = [*repeated, *cautions(groups)]
     figures = figures_of(groups)
     try:
         rows = measure(groups, figures, args.seed)
     except ModuleNotFoundError as problem:
         raise ValueError(f"runs: {problem}") from problem
-    result = as_json(groups, rows)
+    result = as_json(groups, rows, notes)
     if args.json:
         print(json.dumps(result, indent=2))
     else:
-        print_table(groups, rows)
+        print_table(groups, rows, notes)
     return result
 
 

@@ -304,7 +304,7 @@ def evaluate(args: Args) -> dict[str, Any]:
     if args.json:
         print(json.dumps(names.jsonable(result), indent=2))
     else:
-        print("\n".join(lines(result)))
+        print("\n".join(map(names.printable, lines(result))))
     return result
 
 

@@ -8,6 +8,7 @@ Only the standard library is imported here.
 """
 
 import math
+import unicodedata
 from collections.abc import Mapping
 from typing import Any
 
@@ -56,6 +57,23 @@ def kind_and_line(problem: BaseException) -> str:
     """An exception in one line with its class: "ValueError: too few rows", or "ValueError" where it says nothing."""
     kind = type(problem).__name__
     return f"{kind}: {first_line(problem)}" if str(problem).strip() else kind
+
+
+def printable(text: object) -> str:
+    """A text out of a file or a folder's name, in one line that a terminal, a picture and UTF-8 take as it is.
+
+    What would move a cursor, break a line, turn the order of letters or stand for nothing is written as Python escapes
+    it: "\\x1b[2J", "\\n", "\\u202e", "\\udc80".
+    """
+    return "".join(_shown(sign) for sign in str(text))
+
+
+def _shown(sign: str) -> str:
+    """One sign, escaped where it is a control, a format, a surrogate or no character (Unicode's C) or ends a line."""
+    if sign.isascii():
+        return sign if sign.isprintable() else repr(sign)[1:-1]
+    hidden = unicodedata.category(sign)[0] == "C" or sign in "\u2028\u2029"
+    return sign.encode("unicode_escape").decode("ascii") if hidden else sign
 
 
 def is_number(value: object) -> bool:

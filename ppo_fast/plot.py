@@ -17,7 +17,7 @@ from typing import Annotated, Literal
 import tyro
 
 from ppo_fast import names
-from ppo_fast.pictures.configurations import group_runs
+from ppo_fast.pictures.configurations import group_runs, one_a_seed
 from ppo_fast.pictures.panels import draw_figure
 from ppo_fast.pictures.records import RunRecord, find_runs, read_run
 from ppo_fast.pictures.report import report
@@ -61,13 +61,21 @@ def load(words: Sequence[str], root: Path) -> list[RunRecord]:
             continue
         runs.append(run)
         if run.lost:
-            print(f"note: {folder / names.METRICS_FILE}: {run.lost} broken line(s) left out", flush=True)
+            say(f"note: {folder / names.METRICS_FILE}: {run.lost} broken line(s) left out")
     if not runs:
         more = f" (and {len(wrong) - 1} more like it)" if len(wrong) > 1 else ""
         raise ValueError(wrong[0] + more)
     for line in wrong:
-        print(f"warning: {line.removeprefix('runs: ')}; left out", flush=True)
-    return runs
+        say(f"warning: {line.removeprefix('runs: ')}; left out")
+    kept, repeated = one_a_seed(runs)
+    for line in repeated:
+        say(f"note: {line}")
+    return kept
+
+
+def say(line: str) -> None:
+    """Print a line that may hold names out of run folders."""
+    print(names.printable(line), flush=True)
 
 
 def thresholds() -> dict[str, float]:
@@ -138,7 +146,7 @@ def write(flag: str, path: Path, save: Callable[[], object]) -> None:
         save()
     except OSError as problem:
         raise ValueError(f"{flag}: can't write {path}: {problem.strerror or problem}") from problem
-    print(f"written: {path}", flush=True)
+    say(f"written: {path}")
 
 
 if __name__ == "__main__":

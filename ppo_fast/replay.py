@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import torch
 import tyro
 
+from ppo_fast import names
 from ppo_fast.engine.engine import Engine
 from ppo_fast.engine.firstbad import FirstBad
 from ppo_fast.engine.ranks import Ranks
@@ -88,7 +89,7 @@ def main(args: Args) -> None:
         raise ValueError(f"file: {args.file or 'none given'} can't be read ({error})") from error
     if "progress" in payload:
         raise ValueError(f"file: {args.file} is a checkpoint, not a crash file")
-    sys.stdout.write("\n".join(replay(payload)) + "\n")
+    sys.stdout.write("\n".join(map(names.printable, replay(payload))) + "\n")
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import sys
 
 import numpy as np
@@ -149,3 +150,24 @@ def test_without_scipy_it_says_how_to_get_it(sides, monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy", None)
     with pytest.raises(ValueError, match=r'^runs: intervals need SciPy: pip install "ppo_fast\[compare\]"'):
         compare(Args(runs=tuple(sides)))
+
+
+def test_a_repeated_seed_is_no_second_sample(sides, tmp_path, capsys):
+    before = compare(Args(runs=tuple(sides), json=True))
+    rows = [{"global_step": 1000, "charts/episodic_return": 1.0, "time/elapsed": 1.0}]
+    write_run(tmp_path, "a7__0", rows, config(exp_name="a", seed=1), {"eval/mean_return": 777.0})
+    os.utime(tmp_path / "a7__0" / "metrics.jsonl", (1, 1))
+    after = compare(Args(runs=tuple(sides), json=True))
+    assert after["figures"] == before["figures"]
+    assert after["notes"] == ["a7__0 left out: a1 is newer, of the same configuration and seed 1"]
+
+
+def test_no_escape_sequence_reaches_the_terminal(tmp_path, capsys):
+    for name in ("a", "b"):
+        write_group(tmp_path, name, [1.0, 2.0], torch="\x1b]0;owned\x07" + name)
+    for folder in sorted(tmp_path.iterdir()):
+        text = (folder / "config.json").read_text().replace('"exp_name": "', '"exp_name": "\\u001b[2J\\ud800')
+        (folder / "config.json").write_text(text)
+    compare(Args(runs=(str(tmp_path),)))
+    said = capsys.readouterr().out
+    assert "\x1b" not in said and r"\x1b[2J\ud800a" in said

@@ -69,3 +69,16 @@ def test_it_imports_the_standard_library_only() -> None:
     )
     found = subprocess.run([sys.executable, "-c", code, names.__file__], capture_output=True, text=True, check=True)
     assert found.stdout.strip() == "[]"
+
+
+def test_texts_of_files_are_made_harmless_and_readable():
+    for text, shown in {
+        "CartPole-v1 $x_1^2$ \\alpha, größer 環境 ±": "CartPole-v1 $x_1^2$ \\alpha, größer 環境 ±",
+        "\x1b]0;owned\x07\x1b[2J": r"\x1b]0;owned\x07\x1b[2J",
+        "a\r\nb\tc\x7f\x9b1m": r"a\r\nb\tc\x7f\x9b1m",
+        "\u202egnp.exe\u2028\u2066\ufeff": r"\u202egnp.exe\u2028\u2066\ufeff",
+        "\udc80\ud83d": r"\udc80\ud83d",
+        7: "7",
+    }.items():
+        assert names.printable(text) == shown
+        names.printable(text).encode("utf-8")

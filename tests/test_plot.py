@@ -6,9 +6,10 @@ from dataclasses import replace
 
 import pytest
 from checked_page import Checked
-from run_folders import write_run
+from run_folders import config, write_run
 
 from ppo_fast import names
+from ppo_fast.pictures.panels import plot_curves
 from ppo_fast.pictures.records import read_run
 from ppo_fast.plot import Args, advice, plot, thresholds
 from ppo_fast.run import cli, health
@@ -113,3 +114,42 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, capsys, words, said):
     out, err = capsys.readouterr()
     assert stop.value.code == 2 and out == ""
     assert err.startswith(said) and err.count("\n") == 1
+
+
+HOSTILE = ("$$", "$x_", r"\frac{", "\ud800$", "a\nb\x1b[2J", "\u202eabc", "x" * 3000, "_^&<", r"\$a$")
+
+
+def test_any_name_is_drawn_and_none_reaches_the_terminal_as_it_is(tmp_path, capsys):
+    """As title of one run, and as labels of several: `$$` is no formula, and surrogates are no UTF-8."""
+    row = [{"global_step": 1, "charts/episodic_return": 1.0}]
+    for i, name in enumerate(HOSTILE):
+        write_run(tmp_path / "runs", f"run{i}", [*row, HALF], config(exp_name=name, env_id=name))
+    for name in ("all.svg", "all.png"):
+        plot(Args(runs=(str(tmp_path / "runs"),), out=str(tmp_path / name), html=str(tmp_path / "all.html")))
+    shown = ElementTree.parse(tmp_path / "all.svg")
+    assert shown.getroot().tag.endswith("svg")
+    Checked((tmp_path / "all.html").read_text(encoding="utf-8"))
+    for folder in ("$$", "$\x1b[31m_\n", "\udc80"):
+        write_run(tmp_path, folder, [*row, HALF], config())
+        plot(Args(runs=(str(tmp_path / folder),), html=str(tmp_path / "one.html"), out=str(tmp_path / "one.png")))
+        assert plot_curves(tmp_path / folder, row)
+    said = capsys.readouterr().out
+    assert "\x1b" not in said and r"\x1b[31m_\n" in said
+
+
+def test_equal_seeds_are_one(tmp_path, capsys):
+    """The newest counts, by the time in its name; another seed, configuration or no seed is another run."""
+    rows = [{"global_step": 1, "charts/episodic_return": 1.0}]
+    for name, flags in {
+        "a__200": config(),
+        "a__100": config(),
+        "other": config(seed=2),
+        "conf": config(gamma=0.5),
+        "none1": {"env_id": "E"},
+        "none2": {"env_id": "E"},
+    }.items():
+        write_run(tmp_path, name, rows, flags)
+    plot(Args(runs=(str(tmp_path),), html=str(tmp_path / "a.html")))
+    note = "note: a__100 left out: a__200 is newer, of the same configuration and seed 1"
+    assert capsys.readouterr().out.splitlines()[:-1] == [note]
+    assert "5 runs" in Checked((tmp_path / "a.html").read_text()).words

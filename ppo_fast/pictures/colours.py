@@ -9,6 +9,8 @@ SERIES_ON_DARK = ("#4aa8e8", "#f0b429", "#2fc79a", "#e39bc4", "#f0793a", "#8fd0f
 # As in an SVG file: lengths of strokes and gaps in line widths. "" is a solid line.
 DASHES = ("", "6 2.5", "1.5 1.8", "7 2 1.5 2", "10 3", "3 2", "8 2 2 2 2 2", "2 4")
 
+LOOKS = len(SERIES) * len(DASHES)  # lines that can be told apart by colour and dashes
+
 # Texts; axes and what is said in passing; lines of the grid.
 INK = "#333333"
 FAINT = "#767676"
@@ -25,5 +27,5 @@ def colour(index: int) -> str:
 
 
 def dashes(index: int) -> str:
-    """The dashes of the line `index`, as an SVG file has them; they repeat after eight."""
-    return DASHES[index % len(DASHES)]
+    """The dashes of the line `index`, as an SVG file has them. No two of LOOKS lines share colour and dashes."""
+    return DASHES[(index + index // len(SERIES)) % len(DASHES)]

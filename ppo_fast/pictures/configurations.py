@@ -9,9 +9,11 @@ A configuration is the flags that define what was trained. The seed and where it
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from ppo_fast import names
 from ppo_fast.pictures.records import RunRecord
 
 # What may differ between two runs of one configuration: the seed, where and how it ran, what was recorded of it.
@@ -51,6 +53,40 @@ def group_runs(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:
     configs = [configuration(group[0]) for group in members]
     folders = [group[0].folder.name for group in members]
     return dict(zip(labels_of(configs, folders), members, strict=True))
+
+
+def one_a_seed(runs: Sequence[RunRecord]) -> tuple[list[RunRecord], list[str]]:
+    """The runs but those that a newer one of the same configuration and seed repeats, and a line for each left out.
+
+    Twice the same seed is no second sample: it would narrow every interval. Runs that don't say their seed all count.
+    """
+    newest: dict[str, RunRecord] = {}
+    for run in runs:
+        key = _seed_key(run)
+        if key not in newest or _age(run) >= _age(newest[key]):
+            newest[key] = run
+    kept = [run for run in runs if newest[_seed_key(run)] is run]
+    lines: list[str] = []
+    for run in runs:
+        counted = newest[_seed_key(run)]
+        if counted is not run:
+            seed = names.printable(run.config["seed"])
+            older, newer = names.printable(run.folder.name), names.printable(counted.folder.name)
+            lines.append(f"{older} left out: {newer} is newer, of the same configuration and seed {seed}")
+    return kept, lines
+
+
+def _seed_key(run: RunRecord) -> str:
+    """Equal for runs of one configuration and seed; each run has its own where it does not say."""
+    if "seed" not in run.config:
+        return str(run.folder)
+    return json.dumps([_key_of(run), run.config["seed"]])
+
+
+def _age(run: RunRecord) -> tuple[int, int]:
+    """Larger for a later run: when it began, as its folder's name says, and when it last wrote a row."""
+    began = re.search(r"__(\d{1,18})$", run.folder.name)
+    return int(began[1]) if began else 0, (run.folder / names.METRICS_FILE).stat().st_mtime_ns
 
 
 def _key_of(run: RunRecord) -> str:

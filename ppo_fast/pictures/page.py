@@ -10,6 +10,7 @@ from collections.abc import Mapping, Sequence
 from string import Template
 from typing import NamedTuple
 
+from ppo_fast import names
 from ppo_fast.pictures import colours
 
 SHORT_CELL = 20  # characters, up to which a cell is not broken into lines
@@ -93,7 +94,7 @@ def _variables(series: Sequence[str]) -> str:
 
 def text(value: object) -> str:
     """A value as escaped text."""
-    return markup.escape(str(value))
+    return markup.escape(names.printable(value))
 
 
 def themed(svg: str, label: str) -> str:

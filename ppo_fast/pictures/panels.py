@@ -53,6 +53,7 @@ LEGEND_ROW_HEIGHT = 0.2
 PANEL_HEIGHT = 2.6
 BOTTOM_HEIGHT = 0.55
 LONGEST_LABEL = 90  # characters
+LONGEST_TITLE = 120
 LEGEND_WIDTH = 150  # characters in a row, of which each entry takes 9 for its stroke and the gap
 LEGEND_STROKE = 9
 
@@ -77,7 +78,8 @@ def plot_curves(folder: Path, rows: Iterable[Mapping[str, Any]]) -> bool:
     figure = Figure(figsize=(14, 6), dpi=110, facecolor="white")
     # Fixed margins: a layout engine would draw everything twice, and the user waits for it.
     figure.subplots_adjust(left=0.04, right=0.985, bottom=0.085, top=0.875, wspace=0.24, hspace=0.32)
-    figure.suptitle(f"{folder.name}, against environment steps", x=0.01, ha="left", fontsize=11, color=colours.INK)
+    title = f"{_clipped(folder.name, LONGEST_TITLE)}, against environment steps"
+    figure.suptitle(title, x=0.01, ha="left", fontsize=11, color=colours.INK, parse_math=False)
     for axes, panel in zip(figure.subplots(ROWS, COLUMNS).flat, PANELS, strict=True):
         _draw_run(axes, panel, curve(drawable, panel.column, "steps"))
     figure.savefig(folder / "curves.png")
@@ -104,7 +106,9 @@ def draw_figure(groups: Groups, axis: Axis, title: str, thresholds: Mapping[str,
     grid = figure.subplots(ROWS, COLUMNS)
     bottom, top = 0.62 / height, 1 - strip / height
     figure.subplots_adjust(left=0.045, right=0.985, bottom=bottom, top=top, wspace=0.26, hspace=0.33)
-    figure.text(0.012, 1 - 0.28 / height, title, fontsize=12, color=colours.INK, va="center", weight="bold")
+    name = _clipped(title, LONGEST_TITLE)
+    y = 1 - 0.28 / height
+    figure.text(0.012, y, name, fontsize=12, color=colours.INK, va="center", weight="bold", parse_math=False)
     for axes, panel in zip(grid.flat, PANELS, strict=True):
         draw_panel(axes, panel, groups, axis, thresholds)
     words = "environment steps" if axis == "steps" else "seconds of training"
@@ -115,8 +119,10 @@ def draw_figure(groups: Groups, axis: Axis, title: str, thresholds: Mapping[str,
     return figure
 
 
-def _clipped(label: str) -> str:
-    return label if len(label) <= LONGEST_LABEL else label[: LONGEST_LABEL - 1] + "…"
+def _clipped(text: str, longest: int = LONGEST_LABEL) -> str:
+    """A text as it can be drawn, at most so many characters of it."""
+    text = names.printable(text)
+    return text if len(text) <= longest else text[: longest - 1] + "…"
 
 
 def _legend_columns(labels: Sequence[str]) -> int:
@@ -129,9 +135,10 @@ def _legend_columns(labels: Sequence[str]) -> int:
 def _draw_legend(figure: Figure, labels: Sequence[str], columns: int, top: float) -> None:
     from matplotlib.lines import Line2D
 
-    strokes = [Line2D([], [], label=label, linewidth=1.8, **_line_style(i)) for i, label in enumerate(labels)]
-    figure.legend(
+    strokes = [Line2D([], [], linewidth=1.8, **_line_style(i)) for i in range(len(labels))]
+    legend = figure.legend(
         handles=strokes,
+        labels=labels,
         loc="upper left",
         bbox_to_anchor=(0.008, top),
         ncols=columns,
@@ -142,6 +149,8 @@ def _draw_legend(figure: Figure, labels: Sequence[str], columns: int, top: float
         labelspacing=0.3,
         columnspacing=1.6,
     )
+    for entry in legend.get_texts():
+        entry.set_parse_math(False)  # a $ in a name begins no formula
 
 
 def reading(groups: Groups) -> str:
@@ -152,6 +161,8 @@ def reading(groups: Groups) -> str:
         )
     else:
         lines = "thick: smoothed; thin: as logged"
+    if len(groups) > colours.LOOKS:
+        lines += f"; looks repeat after {colours.LOOKS} configurations"
     return f"{lines}; dotted: where advice begins"
 
 

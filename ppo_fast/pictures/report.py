@@ -9,6 +9,8 @@ How a table or a tile looks stands in page.py; what is in it, here.
 from __future__ import annotations
 
 import io
+import math
+import re
 import statistics
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -179,15 +181,27 @@ def findings(advice: Mapping[str, Sequence[str]]) -> str:
 
 
 def films(groups: Groups) -> dict[str, bytes]:
-    """The newest video of each configuration, by caption; those too large for a page are left out."""
+    """The film of the end of each configuration's newest run that has one, by caption, else its latest step's.
+
+    Those too large for a page are left out.
+    """
     found: dict[str, bytes] = {}
     for label, runs in groups.items():
         paths = [path for run in runs for path in _videos_of(run)]
         if paths:
-            newest = max(paths, key=lambda path: (path.stat().st_mtime_ns, path.name))
+            newest = max(paths, key=_lateness)
             run_name = newest.parent.parent.name
             found[f"{label}: {run_name}/videos/{newest.name}"] = newest.read_bytes()
     return found
+
+
+def _lateness(path: Path) -> tuple[float, int, str]:
+    """Larger for a film that shows more of what was learned in the end: greedy.mp4, then step-<n>.mp4, then others."""
+    step = re.fullmatch(r"step-(\d+)", path.stem)
+    place = float(step[1]) if step else -1.0
+    if path.stem == "greedy":
+        place = math.inf
+    return place, path.stat().st_mtime_ns, path.name
 
 
 def _videos_of(run: RunRecord) -> list[Path]:

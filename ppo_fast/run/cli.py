@@ -29,6 +29,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
+from ppo_fast import names
 from ppo_fast.run.flags import Flag, Range, check_ranges, flags_of, one_of, positional_of
 from ppo_fast.run.mistakes import in_one_line, mistake
 from ppo_fast.run.run_flags import RunFlags
@@ -78,7 +79,7 @@ def _read_by_tyro(args_type: type, parts: Sequence[Part], flags: Mapping[str, Fl
 
 def fail(text: str, status: int = 2) -> NoReturn:
     """Say what was wrong in one line on stderr and exit with this status."""
-    print(f"error: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    print(f"error: {names.printable(' '.join(text.split()))}", file=sys.stderr, flush=True)
     raise SystemExit(status)
 
 

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from ppo_fast import names
 from ppo_fast.run.figures import LOSSES, Figures, duration, number, show
-from ppo_fast.run.printers import LABEL_WIDTH, PlainLines
+from ppo_fast.run.printers import LABEL_WIDTH, PlainLines, printable_lines
 from ppo_fast.run.sparkline import Curve, sparkline
 from ppo_fast.run.summary import Ending, Line, lines_of
 
@@ -56,7 +56,7 @@ class LivePanel(PlainLines):
     def __init__(self, figures: Figures, title: str, stream: TextIO) -> None:
         super().__init__(figures, stream)
         self.screen = Screen(file=stream)
-        self._title = title
+        self._title = names.printable(title)
         self._live: Live | None = None  # from `start` to `close`
         self._phase = "starting"
         self._returns = Curve()
@@ -108,17 +108,17 @@ class LivePanel(PlainLines):
 
     def _print_line(self, line: Line) -> None:
         """A line of the summary. Advice is wrapped; commands and paths are not, so that they can be copied."""
-        style, parts = "", [line.text]
+        style, parts = "", [names.printable(line.text)]
         if line.severity:
             style = COLOURS[line.severity]
-            parts = self._wrapped(f"{SIGNS[line.severity]} {line.text}")
+            parts = self._wrapped(f"{SIGNS[line.severity]} {names.printable(line.text)}")
         label = line.label
         for part in parts:
             self._print_text(Text.assemble((f"{label:<{LABEL_WIDTH}}", "bold"), (part, style)))
             label = ""
 
     def _print(self, text: str) -> None:
-        self._print_text(Text(text))
+        self._print_text(Text(printable_lines(text)))
 
     def _print_text(self, text: Text) -> None:
         """Text in one line of its own, however long."""

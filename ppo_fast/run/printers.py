@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TextIO
 
+from ppo_fast import names
 from ppo_fast.run.figures import Figures
 from ppo_fast.run.summary import Ending, Line, lines_of, one_line_of
 
@@ -49,7 +50,7 @@ class Quiet(Printer):
     def message(self, text: str) -> None:
         if text.startswith(("warning", "error")):
             with suppress(OSError):
-                print(text, file=sys.stderr, flush=True)
+                print(printable_lines(text), file=sys.stderr, flush=True)
 
     def summary(self, ending: Ending) -> None:
         with suppress(OSError):
@@ -102,7 +103,7 @@ class PlainLines(Printer):
             self.show_row()
 
     def _print_line(self, line: Line) -> None:
-        self._print(f"{line.label:<{LABEL_WIDTH}}{PLAIN_SIGNS[line.severity]}{line.text}")
+        self._print(f"{line.label:<{LABEL_WIDTH}}{PLAIN_SIGNS[line.severity]}{names.printable(line.text)}")
 
     def _print(self, text: str) -> None:
         self._try(lambda: write_plain(self._stream, text))
@@ -117,9 +118,14 @@ class PlainLines(Printer):
             self._reader_is_gone = True
 
 
+def printable_lines(text: str) -> str:
+    """Text of one or several lines that may hold names out of files, as a terminal can show it without harm."""
+    return "\n".join(names.printable(line) for line in text.split("\n"))
+
+
 def write_plain(stream: TextIO, text: str) -> None:
     """A line for a log file. What the stream's encoding lacks becomes `?`; raises OSError where nobody reads."""
     encoding = stream.encoding or "ascii"
-    plain = text.replace("±", "+-")
+    plain = printable_lines(text).replace("±", "+-")
     stream.write(plain.encode(encoding, "replace").decode(encoding) + "\n")
     stream.flush()

@@ -2,6 +2,7 @@
 
 import base64
 import json
+import os
 import re
 
 import pytest
@@ -9,9 +10,9 @@ from checked_page import Checked
 from drawn_runs import groups_of, write_three_runs
 from run_folders import config, write_run
 
-from ppo_fast.pictures import page
-from ppo_fast.pictures.panels import PANELS
-from ppo_fast.pictures.report import report, svg_panels
+from ppo_fast.pictures import colours, page
+from ppo_fast.pictures.panels import PANELS, reading
+from ppo_fast.pictures.report import films, report, svg_panels
 
 ONE_ROW = [{"global_step": 1, "charts/episodic_return": 1.0, "charts/SPS": 10.0}]
 
@@ -88,3 +89,23 @@ def test_how_a_run_ended_is_said(tmp_path):
     write_run(tmp_path, "b", ONE_ROW, config(seed=2), {"stopped": "SIGTERM"})
     text = Checked(report_of(groups_of(tmp_path))).words
     assert "no result.json: still running, or killed" in text and "stopped by SIGTERM" in text
+
+
+def test_the_film_of_the_end_is_shown_whenever_it_was_written(three):
+    (folder,) = (run.folder for run in three["slow"])
+    (folder / "videos").mkdir()
+    for place, name in enumerate(("greedy", "step-900", "step-1000", "evaluate-seed1")):
+        path = folder / "videos" / f"{name}.mp4"
+        path.write_bytes(name.encode())
+        os.utime(path, (place + 1, place + 1))
+    for shown in ("greedy", "step-1000", "step-900", "evaluate-seed1"):
+        assert list(films(three).values()) == [shown.encode()]
+        (folder / "videos" / f"{shown}.mp4").unlink()
+
+
+def test_no_two_configurations_look_alike():
+    looks = {(colours.colour(i), colours.dashes(i)) for i in range(colours.LOOKS)}
+    assert len(looks) == colours.LOOKS >= 64
+    legend = page.legend([str(i) for i in range(20)])
+    assert len(set(re.findall(r"<line.*?/>", legend))) == 20
+    assert "looks repeat" in reading({str(i): [] for i in range(colours.LOOKS + 1)})

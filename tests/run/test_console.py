@@ -184,3 +184,14 @@ def test_update_costs_nothing_between_drawings(terminal: Terminal, monkeypatch: 
         for _ in range(2000):
             voice.update(ROW)
         assert (time.perf_counter() - start) / 2000 < 30e-6
+
+
+def test_names_out_of_files_move_no_cursor():
+    """A resumed run says texts of a checkpoint: what would steer a terminal is shown as text."""
+    stream = io.StringIO()
+    with Console(10, stream=stream) as console:
+        console.start(["resumed       from a\x1b[2J\ud800"])
+        console.message("warning: \x1b]0;owned\x07")
+        console.summary({}, folder="runs/\x1b[31m\nb")
+    said = stream.getvalue()
+    assert not set(said) & set("\x1b\x07") and r"a\x1b[2J" in said and r"runs/\x1b[31m\nb" in said
