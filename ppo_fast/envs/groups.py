@@ -64,7 +64,8 @@ class HostGroup:
         try:
             yield
         except EnvironmentFault as fault:
-            raise EnvironmentFault(self.first + fault.index, fault.reason) from fault
+            index = None if fault.index is None else self.first + fault.index
+            raise EnvironmentFault(index, fault.reason) from fault
 
 
 class HostGroups(VectorEnv):

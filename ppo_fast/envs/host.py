@@ -15,8 +15,10 @@ from gymnasium.vector import AsyncVectorEnv, AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 
 from ppo_fast.envs.actions import ActionBounds
+from ppo_fast.envs.closing import close_all
 from ppo_fast.envs.contract import ActionSpace, Part, State, Step, StepResult
 from ppo_fast.envs.encoded import EncodedVectorEnv
+from ppo_fast.envs.faults import blame
 from ppo_fast.envs.masks import MASK, mask_in_info, mask_in_observation
 from ppo_fast.envs.seeds import restart_seed, spread_seeds
 from ppo_fast.envs.spaces import ActionDecoder, ObservationEncoder, host_array, moved, remaining_columns
@@ -74,7 +76,7 @@ class HostVectorEnv(VectorEnv):
 
     Raises:
         ValueError: when a space is not supported (see ppo_fast.envs.spaces).
-        EnvironmentFault: from reset and step, where `envs` raises it.
+        EnvironmentFault: from reset and step, for whatever `envs` raises.
     """
 
     pure = False
@@ -229,17 +231,16 @@ class HostVectorEnv(VectorEnv):
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the environments. Workers that no longer answer are terminated: it neither raises nor hangs."""
-        # An AsyncVectorEnv that was not made here waits for hung workers without a timeout, and trips over dead ones.
-        foreign = isinstance(self.envs, AsyncVectorEnv)
-        if foreign:
-            kwargs = {"timeout": 3.0, **kwargs}
-        try:
-            self.envs.close(**kwargs)
-        except Exception as problem:
-            if foreign:
+        if isinstance(self.envs, EncodedVectorEnv):
+            self.envs.close(**kwargs)  # ours, which sees to it
+        elif isinstance(self.envs, AsyncVectorEnv):
+            # Not made here: it waits for hung workers without a timeout, and trips over dead ones.
+            try:
+                self.envs.close(timeout=3.0, **kwargs)
+            except Exception:
                 self.envs.close(terminate=True)
-            else:
-                warnings.warn(f"{self.spec_id or 'the environment'} did not close: {problem!r}", stacklevel=2)
+        else:
+            close_all([self.envs])
 
     def spread(self, seed: int | list[int] | None) -> Any:
         """What `envs` is seeded with: a seed for each environment, or as given where there is one for all."""
@@ -268,17 +269,24 @@ class HostVectorEnv(VectorEnv):
 
     def _begin(self, seed: int | list[int] | None, options: dict[str, Any] | None) -> torch.Tensor:
         """Start new episodes: the observations (N, *S)."""
-        obs, info = self.envs.reset(seed=self.spread(seed), options=None if options is None else dict(options))
+        seeds = self.spread(seed)
+        try:
+            obs, info = self.envs.reset(seed=seeds, options=None if options is None else dict(options))
+        except BaseException as problem:
+            blame(None, problem)
         mask = True if options is None else options.get("reset_mask", True)
         self._ended &= ~np.asarray(mask, dtype=bool)
         return self._seen(self._staging.send(self._encode(obs, info)))
 
     def _finish(self) -> Step:
         """Wait for the step that was begun. The tensors are new ones, and none shares memory with another."""
-        if self._beside is None:
-            obs, reward, terminated, truncated, info = self.envs.step(self._pending)
-        else:
-            obs, reward, terminated, truncated, info = self._beside.step_wait()
+        try:
+            if self._beside is None:
+                obs, reward, terminated, truncated, info = self.envs.step(self._pending)
+            else:
+                obs, reward, terminated, truncated, info = self._beside.step_wait()
+        except BaseException as problem:
+            blame(None, problem)
         encoded = self._encode(obs, info)
         rows = _Rows(encoded, host_array(reward), host_array(terminated), host_array(truncated))
         if self._mode is AutoresetMode.SAME_STEP:
@@ -320,7 +328,10 @@ class HostVectorEnv(VectorEnv):
         done = rows.done
         if not done.any():
             return rows
-        obs, info = self.envs.reset(options={"reset_mask": done.copy()})
+        try:
+            obs, info = self.envs.reset(options={"reset_mask": done.copy()})
+        except BaseException as problem:
+            blame(None, problem)
         fresh = self._encode(obs, info)
         fresh.numpy()[~done] = rows.obs.numpy()[~done]
         return rows._replace(obs=fresh, final_obs=rows.obs)

@@ -13,11 +13,11 @@ import gymnasium
 import numpy as np
 from gymnasium import spaces
 
+from ppo_fast.envs.closing import close_all
 from ppo_fast.envs.encoded import EncodedVectorEnv, HostStep
-from ppo_fast.envs.faults import EnvironmentFault
+from ppo_fast.envs.faults import blame
 from ppo_fast.envs.masks import MASK, mask_in_info, mask_in_observation
 from ppo_fast.envs.spaces import ObservationEncoder, presented_actions
-from ppo_fast.names import kind_and_line
 
 MakeEnv = Callable[[], gymnasium.Env]
 # Shape and type of each array, by its name.
@@ -39,9 +39,15 @@ def find_kind(make_env: MakeEnv, env_id: str = "") -> Kind:
 
     Raises:
         ValueError: naming --env-id, for an unsupported space.
+        EnvironmentFault: it ended the program, or tried to.
     """
-    with quiet_models():
-        env = make_env()
+    try:
+        with quiet_models():
+            env = make_env()
+    except Exception:
+        raise
+    except BaseException as problem:
+        blame(0, problem)
     try:
         presented_actions(env.action_space, env_id)
         encoder = ObservationEncoder(env.observation_space, env_id)
@@ -52,8 +58,12 @@ def find_kind(make_env: MakeEnv, env_id: str = "") -> Kind:
         if mask_size:
             encoder = ObservationEncoder(env.observation_space, env_id, mask_size)
         return Kind(encoder, env.action_space, dict(env.metadata), env.render_mode)
+    except Exception:
+        raise
+    except BaseException as problem:
+        blame(0, problem)
     finally:
-        env.close()
+        close_all([env])
 
 
 class Rows(NamedTuple):
@@ -125,8 +135,8 @@ class Block:
                 rows.reward[index] = reward
                 rows.terminated[index] = terminated
                 rows.truncated[index] = truncated
-        except Exception as problem:
-            raise EnvironmentFault(index, f"raised {kind_and_line(problem)}") from problem
+        except BaseException as problem:
+            blame(index, problem)
         if seen:
             encoder.write_list(seen, rows.obs[self._indices.start : self._indices.stop], masks)
 
@@ -135,10 +145,8 @@ class Block:
         return [env.render() for env in self._envs]
 
     def close(self) -> None:
-        """Close all of them, also when one can't be."""
-        for env in self._envs:
-            with contextlib.suppress(Exception):
-                env.close()
+        """Close all of them, also when one can't be: it raises, or hangs."""
+        close_all(self._envs)
 
     @contextlib.contextmanager
     def _blaming(self, index: int) -> Iterator[None]:
@@ -146,8 +154,8 @@ class Block:
         self._at[0] = index
         try:
             yield
-        except Exception as problem:
-            raise EnvironmentFault(index, f"raised {kind_and_line(problem)}") from problem
+        except BaseException as problem:
+            blame(index, problem)
 
 
 class SingleVectorEnv(EncodedVectorEnv):

@@ -17,6 +17,7 @@ from multiprocessing.process import BaseProcess
 import torch
 
 from ppo_fast import names
+from ppo_fast.stops import is_of_code
 
 CAN_FORK = sys.platform == "linux"
 
@@ -95,7 +96,9 @@ def _attempt(function: Callable[[], object]) -> str | None:
     """None when it went well, else what was wrong, in a line."""
     try:
         function()
-    except Exception as problem:  # a renderer's own, an encoder's, a full disk
+    except BaseException as problem:  # a renderer's own, an encoder's, a full disk, a sys.exit() in an environment
+        if not is_of_code(problem):
+            raise
         return names.first_line(problem)
     return None
 

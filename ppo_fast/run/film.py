@@ -15,6 +15,7 @@ import torch
 from ppo_fast import names
 from ppo_fast.run.frames import Reel
 from ppo_fast.run.play import EVAL_SEED, Player, greedy
+from ppo_fast.stops import is_of_code
 
 # The index comes first, so that a browser starts to play before it has all of the file.
 INDEX_FIRST = ["-movflags", "+faststart"]
@@ -105,7 +106,9 @@ def _shown(envs: Any) -> Any:
         frames = envs.render()
     except NotImplementedError:  # gymnasium.Env's own render()
         pass
-    except Exception as problem:  # pygame, MuJoCo and OpenGL each have their own
+    except BaseException as problem:  # pygame, MuJoCo and OpenGL each have their own
+        if not is_of_code(problem):
+            raise
         reason = names.first_line(problem)
     if frames is None or len(frames) == 0 or frames[0] is None:
         raise _cannot(envs, reason)

@@ -32,13 +32,11 @@ from collections.abc import Callable
 from types import FrameType, TracebackType
 from typing import Any
 
+from ppo_fast.stops import Stopped, interrupt
+
 Handler = Callable[[int, FrameType | None], Any] | int | None  # as `signal.signal` takes and returns them
 NAMES = ("SIGINT", "SIGTERM", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGXCPU")
 SIGNALS = tuple(signum for signum in signal.Signals if signum.name in NAMES)  # Windows has two of them
-
-
-class Stopped(SystemExit):
-    """Raised by a first signal while `StopSignal.at_once` is on; its code is the exit status."""
 
 
 class StopSignal:
@@ -52,6 +50,8 @@ class StopSignal:
     handler of SIGTERM too, so that `Process.terminate()` works on them. They ignore the other signals: a terminal and
     SLURM signal the whole group, and the workers must live until the iteration is over.
     """
+
+    marks_interrupts = True  # any other KeyboardInterrupt is of the code that was running, see stops.py
 
     def __init__(self) -> None:
         self.signum: int | None = None
@@ -98,7 +98,7 @@ class StopSignal:
             self._interrupts += 1
         if self._interrupts == 2:
             signal.signal(signal.SIGINT, signal.SIG_DFL)
-            raise KeyboardInterrupt
+            raise interrupt()
         if self.at_once:
             self.at_once = False
             raise Stopped(self.exit_status)

@@ -35,10 +35,11 @@ from ppo_fast.run.beside import Beside
 from ppo_fast.run.cli import program_of
 from ppo_fast.run.console import Console
 from ppo_fast.run.crash import Crash
-from ppo_fast.run.interrupt import Stopped, StopSignal
+from ppo_fast.run.interrupt import StopSignal
 from ppo_fast.run.payload import Progress, RankState
 from ppo_fast.run.settle import Beginning
 from ppo_fast.run.stopwatch import Stopwatch
+from ppo_fast.stops import Stopped
 
 MAX_RUNTIME_STATUS = 5
 FAULT_STATUS = 6
