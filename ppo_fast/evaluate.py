@@ -30,7 +30,7 @@ import tyro
 from ppo_fast import envs as environments, names
 from ppo_fast.engine import flat, process
 from ppo_fast.envs import Environments
-from ppo_fast.run import cli, film as films, find, play, programs
+from ppo_fast.run import cli, film as films, find, play, programs, randomness
 from ppo_fast.run.cli import Range
 from ppo_fast.run.flags import plain_args
 from ppo_fast.run.payload import policy_in
@@ -291,21 +291,28 @@ def evaluate(args: Args) -> dict[str, Any]:
     precision = "fp32" if flags.precision == "tf32" and not on_gpu else flags.precision
     device = process.prepare(dataclasses.replace(flags, cuda=on_gpu, precision=precision))
     seed = flags.seed if args.seed is None else args.seed
-    envs = make_envs(args, flags, device, 1 if window else args.episodes or EPISODES)
-    agent = rebuild_agent(program, flags, policy, envs)
-    if window:
-        watch(args, flags, agent, seed)
-        return {}
-    result: dict[str, Any] = {"policy": str(policy.path), "env_id": flags.env_id, "backend": envs.backend, "seed": seed}
-    if args.video:  # first: what can't be filmed is told before many episodes are played
-        result["video"] = str(film(args, flags, agent, device, seed, policy.folder))
-    result |= play_with(agent, args.policy, envs, seed)
-    envs.close()
+    with randomness.seeded(seed + play.EVAL_SEED):  # as a training program's last evaluation begins
+        envs = make_envs(args, flags, device, 1 if window else args.episodes or EPISODES)
+        agent = rebuild_agent(program, flags, policy, envs)
+        if window:
+            watch(args, flags, agent, seed)
+            return {}
+        result = results(args, policy, flags, agent, envs, seed)
     if args.json:
         print(json.dumps(names.jsonable(result), indent=2))
     else:
         print("\n".join(map(names.printable, lines(result))))
     return result
+
+
+def results(args: Args, policy: Policy, flags: Any, agent: Any, envs: Environments, seed: int) -> dict[str, Any]:
+    """What `--json` prints of an agent that plays in these environments, which are closed here; films it, too."""
+    found: dict[str, Any] = {"policy": str(policy.path), "env_id": flags.env_id, "backend": envs.backend, "seed": seed}
+    if args.video:  # first: what can't be filmed is told before many episodes are played
+        found["video"] = str(film(args, flags, agent, envs.device, seed, policy.folder))
+    found |= play_with(agent, args.policy, envs, seed)
+    envs.close()
+    return found
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Small environments that the end-to-end tests train on, for `--env-id odd_envs:NextStep-v0` and the like."""
 
 import os
+import random
 import signal
 import subprocess
 import time
@@ -8,6 +9,7 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import torch
 from gymnasium import spaces
 from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
@@ -80,6 +82,25 @@ class NanReward(TwoDials):
         obs, reward, terminated, truncated, info = super().step(action)
         self._steps += 1
         return obs, float("nan") if self._steps == NAN_AT else reward, terminated, truncated, info
+
+
+class Shared(gymnasium.Env):
+    """Draws all it shows from the generators that a process shares: those of `random`, NumPy and torch."""
+
+    observation_space: spaces.Space = spaces.Box(-9.0, 9.0, (3,), np.float32)
+    action_space: spaces.Space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        self._time = 0
+        return self.draw(), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        self._time += 1
+        return self.draw(), random.random(), self._time == 7, False, {}
+
+    def draw(self) -> np.ndarray:
+        """What it shows next."""
+        return np.array([random.random(), np.random.normal(), float(torch.rand(()))], np.float32)
 
 
 class Fragile(TwoDials):
@@ -174,4 +195,5 @@ gymnasium.register("NextStep-v0", vector_entry_point=f"{__name__}:NextStepVector
 gymnasium.register("TwoDials-v0", entry_point=f"{__name__}:TwoDials")
 gymnasium.register("NanReward-v0", entry_point=f"{__name__}:NanReward")
 gymnasium.register("Dial-v0", entry_point=f"{__name__}:Dial")
+gymnasium.register("Shared-v0", entry_point=f"{__name__}:Shared")
 gymnasium.register("Fragile-v0", entry_point=f"{__name__}:Fragile")

@@ -17,6 +17,7 @@ from ppo_fast.envs.closing import close_all
 from ppo_fast.envs.encoded import EncodedVectorEnv, HostStep
 from ppo_fast.envs.faults import blame
 from ppo_fast.envs.masks import MASK, mask_in_info, mask_in_observation
+from ppo_fast.envs.seeds import seed_spaces
 from ppo_fast.envs.spaces import ObservationEncoder, presented_actions
 
 MakeEnv = Callable[[], gymnasium.Env]
@@ -111,6 +112,7 @@ class Block:
         for index, env in zip(self._indices, self._envs, strict=True):
             if mask is None or mask[index]:
                 with self._blaming(index):
+                    seed_spaces(env, seeds[index])
                     obs, info = env.reset(seed=seeds[index], options=options)
                     self._encoder.write_one(obs, self._rows.obs[index], info.get(MASK))
 

@@ -26,6 +26,7 @@ from gymnasium.vector.utils import CloudpickleWrapper, batch_space
 
 from ppo_fast.envs.encoded import HostStep
 from ppo_fast.envs.faults import EnvironmentFault
+from ppo_fast.envs.seeds import drawn_seeds, process_seed, seed_process
 from ppo_fast.envs.singles import Block, Kind, Layout, MakeEnv, Rows, SingleVectorEnv
 
 # Seconds that workers get to close their environments before they are killed.
@@ -87,6 +88,7 @@ class Task:
     kind: Kind
     memory: ctypes.Array  # of the shared arrays
     layout: Layout  # of the shared arrays
+    seed: int  # of its shared generators: a fork would go on with its parent's, as every other one does
 
 
 class WorkerVectorEnv(SingleVectorEnv):
@@ -153,10 +155,11 @@ class WorkerVectorEnv(SingleVectorEnv):
         self._pipes: list[Connection] = []
         # Also where nobody calls close(): at exit, before multiprocessing itself would wait for the workers in vain.
         self._finalizer = util.Finalize(self, _end, args=(self.processes, self._pipes), exitpriority=100)
+        seeds = drawn_seeds(self._num_workers)
         for worker, block in enumerate(self.blocks):
             ours, theirs = context.Pipe()
             own_makers = CloudpickleWrapper(tuple(makers[block.start : block.stop]))  # type: ignore[arg-type]
-            task = Task(worker, block.start, own_makers, kind, memory, layout)
+            task = Task(worker, block.start, own_makers, kind, memory, layout, seeds[worker])
             process = context.Process(  # type: ignore[attr-defined]
                 target=_work, args=(theirs, ours, task), name=f"environments-{worker}", daemon=True
             )
@@ -276,6 +279,7 @@ def _work(pipe: Connection, parents: Connection, task: Task) -> None:
     """The life of a worker: make the environments, do as told, until "close" or the parent's end."""
     parents.close()
     _settle_in()
+    seed_process(task.seed)
     makers: tuple[MakeEnv, ...] = task.makers.fn
     shared = Shared.over(task.memory, task.layout)
     actions = shared.actions[task.first : task.first + len(makers)]
@@ -284,7 +288,7 @@ def _work(pipe: Connection, parents: Connection, task: Task) -> None:
         try:
             block = Block(makers, task.first, task.kind, shared.rows, shared.at[task.worker : task.worker + 1])
             pipe.send(None)
-            _serve(pipe, block, actions)
+            _serve(pipe, block, actions, task.first)
         except EnvironmentFault as fault:
             fault.add_note("".join(traceback.format_exception(fault.__cause__)))
             pipe.send(fault)
@@ -292,12 +296,24 @@ def _work(pipe: Connection, parents: Connection, task: Task) -> None:
         block.close()
 
 
-def _serve(pipe: Connection, block: Block, actions: np.ndarray) -> None:
-    """Do what the messages (command, arguments) say, and answer each, until "close"."""
+def _serve(pipe: Connection, block: Block, actions: np.ndarray, first: int) -> None:
+    """Do what the messages (command, arguments) say, and answer each, until "close".
+
+    Args:
+        actions: of this worker's environments, in shared memory.
+        first: the index of the first of them.
+    """
+
+    def reset(seeds: Sequence[int | None], mask: np.ndarray | None, options: dict[str, Any] | None) -> None:
+        seed = process_seed(seeds[first : first + len(actions)], first)
+        if seed is not None:
+            seed_process(seed)
+        block.reset(seeds, mask, options)
+
     commands: dict[str, Callable[..., Any]] = {
         # A copy: an environment may keep its action, and the next one comes into the same memory.
         "step": lambda: block.step(actions.copy()),
-        "reset": block.reset,
+        "reset": reset,
         "render": block.render,
     }
     while True:

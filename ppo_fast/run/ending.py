@@ -9,7 +9,7 @@ import torch
 from ppo_fast.engine import process, profiling, speed
 from ppo_fast.engine.iteration import Iteration
 from ppo_fast.envs import Environments, make
-from ppo_fast.run import play
+from ppo_fast.run import play, randomness
 from ppo_fast.run.run_flags import env_view
 
 
@@ -23,7 +23,8 @@ def evaluate(args: Any, envs: Environments, agent: play.Player, device: torch.de
         device: where it is.
     """
     backend = "sync" if envs.backend == "async" else envs.backend  # not a process for each of 100 episodes
-    fresh = make(args.env_id, args.eval_episodes, device, backend, **env_view(vars(args)))
+    with randomness.seeded(args.seed + play.EVAL_SEED):  # also what environments draw while they are made
+        fresh = make(args.env_id, args.eval_episodes, device, backend, **env_view(vars(args)))
     return process.with_threads(play.evaluate, 1)(fresh, agent, args.seed)
 
 

@@ -4,7 +4,7 @@ import math
 import os
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from ppo_fast import names
+from ppo_fast.run import randomness
 from ppo_fast.run.frames import Reel
 from ppo_fast.run.play import EVAL_SEED, Player, greedy
 from ppo_fast.stops import is_of_code
@@ -69,12 +70,19 @@ def record(envs: Any, agent: Player, seed: int, path: Path, max_steps: int = 10_
             raise
         raise _cannot(envs, f"ffmpeg: {_of_ffmpeg(str(problem))}") from problem
     finally:
+        frames.close()  # now, so that the shared generators are put back
         part.unlink(missing_ok=True)
         envs.close()
     return path
 
 
-def _frames(envs: Any, agent: Player, seed: int, max_steps: int) -> Iterator[np.ndarray]:
+def _frames(envs: Any, agent: Player, seed: int, max_steps: int) -> Generator[np.ndarray]:
+    """What `_seen` gives, with the generators that a process shares as `play.play` seeds them."""
+    with randomness.seeded(seed + EVAL_SEED):
+        yield from _seen(envs, agent, seed, max_steps)
+
+
+def _seen(envs: Any, agent: Player, seed: int, max_steps: int) -> Iterator[np.ndarray]:
     """What is seen of the first environment's greedy episode, a frame a step, more where it renders lists of them.
 
     Raises:

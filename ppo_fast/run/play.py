@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from ppo_fast.envs import Environments
+from ppo_fast.run import randomness
 
 # Added to a run's seed for its evaluation: episodes that training has not seen.
 EVAL_SEED = 1_000_000
@@ -69,9 +70,15 @@ def play(envs: Environments, act: Act, seed: int, max_steps: int = 1_000_000) ->
     Args:
         envs: an environment of `ppo_fast.envs.make`.
         act: observations (N, *S) to actions (N, ...).
-        seed: of the reset.
+        seed: of the reset, and of the generators that a process shares, which are put back afterwards.
         max_steps: for environments that never end an episode; what was gathered until then is the return.
     """
+    with randomness.seeded(seed):
+        return _first_episodes(envs, act, seed, max_steps)
+
+
+def _first_episodes(envs: Environments, act: Act, seed: int, max_steps: int) -> Episodes:
+    """What `play` returns."""
     obs = envs.reset(seed=seed)[0]
     returns = torch.zeros(envs.num_envs, dtype=torch.float64, device=envs.device)
     lengths = torch.zeros(envs.num_envs, dtype=torch.int64, device=envs.device)

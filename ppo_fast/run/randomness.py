@@ -1,10 +1,14 @@
-"""The process-wide random generators, as data: what an environment or a library draws from without being asked."""
+"""The process-wide random generators, seeded and as data: what an environment or a library draws from unasked."""
 
 import random
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import torch
+
+from ppo_fast.envs.seeds import seed_process
 
 
 def rng_state() -> dict[str, Any]:
@@ -31,6 +35,19 @@ def set_rng_state(state: dict[str, Any]) -> None:
     np.random.set_state(state["numpy"])
     version, numbers, gauss = state["python"]
     random.setstate((version, tuple(numbers), gauss))
+
+
+@contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """The process-wide generators begin from `seed` inside, and go on where they were afterwards."""
+    before = rng_state()
+    seed_process(seed)
+    try:
+        yield
+    finally:
+        set_rng_state(before)
+        if not before["cuda"]:  # what CUDA would begin with, if it had not been used inside
+            torch.cuda.manual_seed_all(torch.initial_seed())
 
 
 def _listed(value: Any) -> Any:

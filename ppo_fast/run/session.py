@@ -29,6 +29,7 @@ from ppo_fast.engine import plan, process
 from ppo_fast.engine.iteration import EXECUTION_KNOWN, Execution, Iteration
 from ppo_fast.engine.ranks import Ranks
 from ppo_fast.envs import EnvironmentFault, Environments
+from ppo_fast.envs.seeds import seed_process
 from ppo_fast.run import checkpoint, clipped, crash, ending, randomness, readout, resume
 from ppo_fast.run.agent_log import AgentLog, open_log
 from ppo_fast.run.beside import Beside
@@ -104,6 +105,11 @@ class Session:
         return self._log
 
     @property
+    def _seed(self) -> int:
+        """The seed of this process."""
+        return self.args.seed + 1_000_003 * self.ranks.rank
+
+    @property
     def rate_factor(self) -> float:
         """What the learning rate is multiplied by: halved at every rollback."""
         return self.progress.rate_factor
@@ -112,6 +118,7 @@ class Session:
         # Signals come first: workers started inside the block ignore what is sent to the whole process group.
         self._stack.enter_context(self._stop)
         self._stop.at_once = True  # until the first iteration there is nothing to save
+        self._stack.enter_context(randomness.seeded(self._seed))
         return self
 
     def __exit__(
@@ -135,7 +142,7 @@ class Session:
         world = self.ranks.world_size
         if args.num_envs % world:
             raise ValueError(f"--num-envs: {args.num_envs} environments can't be divided among {world} processes")
-        share = replace(args, num_envs=args.num_envs // world, seed=args.seed + 1_000_003 * self.ranks.rank)
+        share = replace(args, num_envs=args.num_envs // world, seed=self._seed)
         if args.num_minibatches > share.batch_size:
             raise ValueError(f"--num-minibatches: each of {world} processes has {share.batch_size} rows for them")
         self._share = share
@@ -345,6 +352,7 @@ class Session:
             iteration.load(replace(first, tensors=tensors).to_plain())
             for generator in iteration.generators:
                 generator.manual_seed(seed)
+            seed_process(seed)
         if iteration.restart is not None:
             iteration.restart(seed)
         self._note_saved(iteration)
