@@ -33,6 +33,7 @@ from ppo_fast.envs import Environments
 from ppo_fast.run import cli, film as films, find, play, programs, randomness
 from ppo_fast.run.cli import Range
 from ppo_fast.run.flags import plain_args
+from ppo_fast.run.guest import guest
 from ppo_fast.run.payload import policy_in
 from ppo_fast.run.policy import load_policy
 from ppo_fast.run.run_flags import env_view, saved_flags
@@ -277,6 +278,7 @@ def _in_words(figures: dict[str, float | int]) -> str:
     )
 
 
+@guest
 def evaluate(args: Args) -> dict[str, Any]:
     """Play the policy; returns what `--json` prints. A flag or a file that can't be used is a ValueError."""
     args = plain_args(args)

@@ -21,12 +21,14 @@ from ppo_fast.engine.firstbad import FirstBad
 from ppo_fast.engine.ranks import Ranks
 from ppo_fast.run import checkpoint, cli, crash, programs
 from ppo_fast.run.flags import plain_args
+from ppo_fast.run.guest import guest
 from ppo_fast.run.run_flags import saved_flags
 
 # What the updates find out themselves, and a mask that is left out where all rows count.
 MADE_ANEW = ("advantage", "rollout.advantage", "rollout.valid")
 
 
+@guest
 def replay(payload: Mapping[str, Any]) -> list[str]:
     """Run the updates of a crash file again, eagerly and on the CPU, and say in lines what was found.
 

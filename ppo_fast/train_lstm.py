@@ -47,6 +47,7 @@ from ppo_fast.engine.flat import flatten_parameters
 from ppo_fast.engine.iteration import Iteration, train_state
 from ppo_fast.run import cli
 from ppo_fast.run.flags import Range, check_ranges
+from ppo_fast.run.guest import guest
 from ppo_fast.run.run_flags import RunFlags
 from ppo_fast.run.session import Session
 from ppo_fast.run.settle import settle
@@ -542,6 +543,7 @@ def scheduled_rate(args: Args, iteration: int) -> float:
     return args.learning_rate
 
 
+@guest
 def train(args: Args, watch: Stopwatch | None = None) -> dict[str, Any]:
     """Train, evaluate, leave a run folder; returns what result.json holds. A flag that can't work is a ValueError."""
     args, beginning = settle(args)  # --resume and the preset applied: the flags, and the checkpoint to go on from

@@ -5,6 +5,7 @@
 What is neither a tensor nor a number in its arguments has to stay as it is from call to call.
 """
 
+import weakref
 from collections.abc import Callable
 from functools import partial
 from types import CodeType, FunctionType
@@ -58,6 +59,7 @@ class Compiled:
         from torch._dynamo.convert_frame import register_bytecode_hook  # seconds that an eager run does not spend
 
         if self._compile is None:
+            weakref.finalize(self, _forget, self._function.__code__).atexit = False
             options: Any = CPU_OPTIONS if next(tensors(args)).device.type == "cpu" else None
             self._compile = torch.compile(self._function, fullgraph=True, dynamic=False, options=options)
         made: list[CodeType] = []
@@ -79,6 +81,13 @@ class Compiled:
     def used(self) -> bool:
         """Whether it was ever called."""
         return self._compile is not None
+
+
+def _forget(code: CodeType) -> None:
+    """Let torch.compile give back what it has made of a code object: its guards and the code hold on to each other."""
+    from torch._dynamo.eval_frame import reset_code
+
+    reset_code(code)
 
 
 def _with_code(function: Any, code: CodeType) -> Any:

@@ -10,6 +10,7 @@ threads meet once a function, and sleep while they wait.
 """
 
 import atexit
+import functools
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -72,8 +73,9 @@ class Crew:
         jobs: SimpleQueue = SimpleQueue()  # written in C: a future costs several times as much
         thread = threading.Thread(target=_work, args=(jobs,), name="crew", daemon=True)
         thread.start()
-        weakref.finalize(self, jobs.put, None).atexit = False  # _end does it there
-        atexit.register(_end, weakref.ref(thread), jobs)
+        weakref.finalize(self, jobs.put, None).atexit = False  # _end_all does it there
+        HIRED[thread] = jobs
+        _watch_the_end()
         self._jobs.append(jobs)
 
 
@@ -97,13 +99,22 @@ def _work(jobs: SimpleQueue) -> None:
             del job, function, call, answer  # what they hold on to would live until the next one
 
 
-def _end(which: weakref.ref[threading.Thread], jobs: SimpleQueue) -> None:
+# The threads of all crews, each with its jobs.
+HIRED: weakref.WeakKeyDictionary[threading.Thread, SimpleQueue] = weakref.WeakKeyDictionary()
+
+
+@functools.cache
+def _watch_the_end() -> None:
+    """Once a process: a crew of each run would leave something there."""
+    atexit.register(_end_all)
+
+
+def _end_all() -> None:
     """At the end of the process: a thread that is there while the interpreter goes takes the process down with it.
 
-    Only there it is waited for. A crew may be let go of by the garbage collector, which may run where Python holds its
-    lock over all threads, without which none can end.
+    Only there they are waited for. A crew may be let go of by the garbage collector, which may run where Python holds
+    its lock over all threads, without which none can end.
     """
-    thread = which()
-    if thread is not None:
+    for thread, jobs in list(HIRED.items()):
         jobs.put(None)
         thread.join()

@@ -24,6 +24,7 @@ Nothing is done inside the handler itself: a signal may land in the middle of a 
 where nothing is at stake, before the first iteration and after the last save, may the first signal leave at once.
 """
 
+import functools
 import os
 import signal
 import threading
@@ -66,9 +67,8 @@ class StopSignal:
             for signum in SIGNALS:
                 if signum == signal.SIGINT or signal.getsignal(signum) is not signal.SIG_IGN:
                     self._earlier[signum] = signal.signal(signum, self._note)
-            # A hook on fork can't be taken back, so it must not keep this object alive.
-            this = weakref.ref(self)
-            os.register_at_fork(after_in_child=lambda: _leave_in_child(this()))
+            LISTENING.add(self)
+            _watch_forks()
         return self
 
     def __exit__(
@@ -110,10 +110,21 @@ class StopSignal:
             signal.signal(signum, signal.SIG_DFL if handler is None else handler)
 
 
-def _leave_in_child(stop: StopSignal | None) -> None:
-    """In a process just forked: as if `stop` had never been, but deaf to what is sent to a whole process group."""
-    if stop is not None and stop._earlier:
-        stop._restore()
-        for signum in SIGNALS:
-            if signum != signal.SIGTERM:
-                signal.signal(signum, signal.SIG_IGN)
+# Those that may have handlers in place.
+LISTENING: weakref.WeakSet[StopSignal] = weakref.WeakSet()
+
+
+@functools.cache
+def _watch_forks() -> None:
+    """Once a process: what forks call can't be taken back."""
+    os.register_at_fork(after_in_child=_leave_in_child)
+
+
+def _leave_in_child() -> None:
+    """In a process just forked: as if no run had ever been, but deaf to what is sent to a whole process group."""
+    for stop in list(LISTENING):
+        if stop._earlier:
+            stop._restore()
+            for signum in SIGNALS:
+                if signum != signal.SIGTERM:
+                    signal.signal(signum, signal.SIG_IGN)
