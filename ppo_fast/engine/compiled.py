@@ -85,7 +85,7 @@ class Compiled:
 
 def _forget(code: CodeType) -> None:
     """Let torch.compile give back what it has made of a code object: its guards and the code hold on to each other."""
-    from torch._dynamo.eval_frame import reset_code
+    from torch._C._dynamo.eval_frame import reset_code
 
     reset_code(code)
 

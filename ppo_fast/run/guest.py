@@ -83,11 +83,12 @@ class Setting(NamedTuple):
 def _settings() -> list[Setting]:
     """All that a run, or a library that it calls, may change."""
     matmul, cudnn = torch.backends.cuda.matmul, torch.backends.cudnn
+    onednn: Any = torch.backends.mkldnn  # whose `matmul` type checkers don't see
     attributes: list[tuple[Any, str]] = [
         (matmul, "fp32_precision"),
         (matmul, "allow_bf16_reduced_precision_reduction"),
         (matmul, "allow_fp16_reduced_precision_reduction"),
-        (torch.backends.mkldnn.matmul, "fp32_precision"),
+        (onednn.matmul, "fp32_precision"),
         (cudnn, "deterministic"),
         (cudnn, "benchmark"),
         (sys, "excepthook"),

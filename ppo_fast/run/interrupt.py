@@ -122,9 +122,8 @@ def _watch_forks() -> None:
 
 def _leave_in_child() -> None:
     """In a process just forked: as if no run had ever been, but deaf to what is sent to a whole process group."""
-    for stop in list(LISTENING):
-        if stop._earlier:
-            stop._restore()
-            for signum in SIGNALS:
-                if signum != signal.SIGTERM:
-                    signal.signal(signum, signal.SIG_IGN)
+    for stop in [stop for stop in LISTENING if stop._earlier]:
+        stop._restore()
+        for signum in SIGNALS:
+            if signum != signal.SIGTERM:
+                signal.signal(signum, signal.SIG_IGN)
