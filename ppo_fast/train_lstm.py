@@ -106,7 +106,7 @@ class Args(RunFlags):
     """units of the tanh layers before the LSTM"""
     lstm_hidden_size: Annotated[int, Range(1)] = 64
     """H, units of the LSTM"""
-    log_std_init: Annotated[float, Range(-20, 20)] = 0.0
+    log_std_init: Annotated[float, Range(-20, 20)] = 0.5
     """log standard deviation of a continuous policy at the start"""
 
     @property
@@ -430,7 +430,8 @@ def epochs(
         approx_kl = logged["approx_kl"]  # of the epoch's last minibatch, before its update
         # Not after the iteration's first update alone: before it the policies are the same, and the KL is a rounding.
         if args.lr_schedule == "kl" and len(means) > 1:
-            adapt_(learner, approx_kl, args.desired_kl)  # does nothing unless learner.active
+            # A policy that is sure of itself hardly changes, whatever the rate; its memory would break at a large one.
+            adapt_(learner, approx_kl, args.desired_kl, high=2 * args.learning_rate)  # nothing unless learner.active
         if args.target_kl is not None:
             learner.active.logical_and_(approx_kl <= args.target_kl)
             # To look at `active` the host would have to wait for a GPU: there the other updates run, without effect.
