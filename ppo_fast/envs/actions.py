@@ -80,6 +80,7 @@ def map_to(space: spaces.Box, bounds: ActionBounds) -> BoxMap[np.ndarray]:
 
 def _is_mapped(lowest: np.ndarray, highest: np.ndarray, bounds: ActionBounds) -> np.ndarray:
     """Which dimensions (A,) are mapped; the others are clipped."""
+    lowest, highest = lowest.astype(np.float64), highest.astype(np.float64)  # in a float16 LARGEST_BOUND is infinite
     is_bounded = (np.abs(lowest) <= LARGEST_BOUND) & (np.abs(highest) <= LARGEST_BOUND)
     is_symmetric = lowest == -highest
     if bounds == "clip":

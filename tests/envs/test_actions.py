@@ -23,15 +23,16 @@ if importlib.util.find_spec("envpool") is not None:
     BACKENDS.append("envpool")
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.float64])
-@pytest.mark.parametrize(("low", "high"), [(100, 200), (-2, 2), (0, 1), (-0.4, 0.4), (0.1, 0.7), (-1e6, 3), (5, 5)])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+@pytest.mark.parametrize(("low", "high"), [(100, 200), (-2, 2), (0, 1), (-0.4, 0.4), (0.1, 0.7), (-1e4, 3), (5, 5)])
 def test_finite_bounds_are_mapped_from_minus_one_to_one(low, high, dtype):
     space = spaces.Box(low, high, (1,), dtype)
     decoder = ActionDecoder(space, len(RAW), "", "rescale")
     assert decoder.space == spaces.Box(-1.0, 1.0, (1,), np.float32)
     actions = decoder(torch.tensor(RAW)[:, None])
     assert actions.dtype == dtype and all(space.contains(action) for action in actions)
-    np.testing.assert_allclose(actions[:, 0], low + UNIT * (high - low), atol=1e-6 * max(abs(low), abs(high)))
+    atol = max(abs(low), abs(high)) * max(1e-6, float(np.finfo(dtype).eps))
+    np.testing.assert_allclose(actions[:, 0], low + UNIT * (high - low), atol=atol)
 
 
 def test_each_dimension_for_itself():
