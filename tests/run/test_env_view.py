@@ -74,7 +74,7 @@ def test_films_show_the_actions_of_the_policy(tmp_path: Path, monkeypatch: pytes
     def record(envs: Any, agent: Any, seed: int, path: Path, max_steps: int = 0) -> Path:
         obs = envs.reset(seed=seed)[0]
         envs.step(0 * agent.act(obs, None)[0])
-        frames.append(int(film._frame(envs).mean()))
+        frames.append(int(envs.render()[0].mean()))
         envs.close()
         return path
 
