@@ -46,6 +46,8 @@ def die_with_parent():
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: nothing outlives a killed test
 die_with_parent()
 signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background is born deaf to it
+for signum in (signal.SIGHUP, signal.SIGTERM, signal.SIGUSR1, signal.SIGUSR2, signal.SIGXCPU):
+    signal.signal(signum, signal.SIG_DFL)  # under nohup they are born deaf to SIGHUP, and a run stays so
 print("ready", flush=True)
 for line in sys.stdin:
     order = json.loads(line)
