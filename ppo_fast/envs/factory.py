@@ -4,6 +4,8 @@ import contextlib
 import difflib
 import importlib
 import inspect
+import multiprocessing
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -29,6 +31,9 @@ BACKENDS = ("auto", "tensor", "entry_point", "sync", "async", "envpool")
 # Gymnasium's JAX vector environments drop the transition of every environment whenever one of them ends (seen in
 # 1.4.0), so `auto` passes them over; naming the backend still uses them.
 _FAULTY_ENTRY_POINTS = ("gymnasium.envs.phys2d.", "gymnasium.envs.tabular.")
+
+# Such as a worker of multiprocessing.Pool.
+ALONE = "--backend async: a daemonic process can't start workers; its environments are stepped in the process itself"
 
 # Which extra of ppo_fast brings what an entry point needs.
 _EXTRAS = {"gymnasium.envs.box2d": "box2d", "gymnasium.envs.mujoco": "mujoco"}
@@ -132,6 +137,9 @@ def _make_one(wanted: _Wanted) -> TensorVectorEnv | HostVectorEnv:
     if spec is None:
         raise ValueError(f"--backend: {env_id} has no {backend} backend; it has envpool")
     wanted = replace(wanted, backend=_choose(spec, wanted))
+    if wanted.backend == "async" and multiprocessing.current_process().daemon:
+        warnings.warn(ALONE, stacklevel=2)
+        wanted = replace(wanted, backend="sync")
     try:
         if wanted.backend == "tensor":
             return _make_tensor(spec, wanted)

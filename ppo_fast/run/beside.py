@@ -23,7 +23,10 @@ CAN_FORK = sys.platform == "linux"
 
 
 class Beside:
-    """A function that leaves files, called in another process; where a system can't fork safely, in this one, at once.
+    """A function that leaves files, called in another process; where none can be had, in this one, at once.
+
+    None can be had where a system can't fork safely, in a daemonic process (a worker of multiprocessing.Pool is one), and
+    where the system refuses one more.
 
     Args:
         function: must not touch a GPU, and may not count on threads that are there now.
@@ -42,17 +45,28 @@ class Beside:
         self._function = function
         self._seconds = seconds
         self._problem: str | None = None
-        if not CAN_FORK:
+        if CAN_FORK and not multiprocessing.current_process().daemon:
+            with contextlib.suppress(OSError):  # too many processes, files, or too little memory
+                self.process = self._start(name, niceness)
+        if self.process is None:
             self._problem = _attempt(function)
-            return
+
+    def _start(self, name: str, niceness: int) -> BaseProcess:
+        """The other process, at work; OSError where the system has none left."""
         self._answer, theirs = multiprocessing.Pipe(duplex=False)
-        self.process = multiprocessing.get_context("fork").Process(
-            target=_work, args=(theirs, niceness, function), name=name, daemon=True
+        process = multiprocessing.get_context("fork").Process(
+            target=_work, args=(theirs, niceness, self._function), name=name, daemon=True
         )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # of threads: the process uses none of what they hold
-            self.process.start()
-        theirs.close()
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore", DeprecationWarning)  # of threads: the process uses none of what they hold
+                process.start()
+        except OSError:
+            self._answer.close()
+            raise
+        finally:
+            theirs.close()
+        return process
 
     def ready(self) -> bool:
         """Whether `wait` returns at once."""
