@@ -3,15 +3,21 @@
 import ctypes
 import functools
 import importlib.metadata
+import multiprocessing
 import os
 import platform
+import signal
 import sys
+import time
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
+
+MANY_NUMBERS = 1_000_000  # enough for torch to share them among threads
+TRIAL_SECONDS = 2.0
 
 
 def prepare(flags: Any) -> torch.device:
@@ -43,6 +49,29 @@ def _keep_large_buffers() -> None:
     if mallopt is not None:
         for option, value in ((-1, 1 << 30), (-2, 1 << 26), (-3, 1 << 30)):
             mallopt(option, value)
+
+
+def threads_work() -> bool:
+    """Whether torch can use several threads here. A forked process waits forever for those that its parent had used.
+
+    A process that was forked by multiprocessing forks another one to try it out, which takes milliseconds.
+    """
+    if multiprocessing.current_process().__class__.__name__ != "ForkProcess" or torch.get_num_threads() == 1:
+        return True
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of threads: the process uses none of what they hold
+        child = os.fork()
+    if child == 0:
+        torch.ones(MANY_NUMBERS).exp_()
+        os._exit(0)
+    end = time.monotonic() + TRIAL_SECONDS
+    while os.waitpid(child, os.WNOHANG)[0] == 0:
+        if time.monotonic() > end:
+            os.kill(child, signal.SIGKILL)
+            os.waitpid(child, 0)
+            return False
+        time.sleep(0.002)
+    return True
 
 
 def with_threads(function: Callable[..., Any], threads: int) -> Callable[..., Any]:

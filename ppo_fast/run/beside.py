@@ -59,7 +59,9 @@ class Beside:
         )
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore", DeprecationWarning)  # of threads: the process uses none of what they hold
+                warnings.simplefilter(
+                    "ignore", DeprecationWarning
+                )  # of threads: the process uses none of what they hold
                 process.start()
         except OSError:
             self._answer.close()

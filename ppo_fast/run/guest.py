@@ -26,6 +26,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import numpy as np
 import torch
 
+from ppo_fast.engine import process
 from ppo_fast.run import randomness
 
 P = ParamSpec("P")
@@ -155,6 +156,8 @@ def _plain_numbers() -> Iterator[None]:
             stack.callback(torch.set_float32_matmul_precision, torch.get_float32_matmul_precision())
         torch.set_float32_matmul_precision("highest")
         torch.set_default_dtype(torch.float32)
+        if not process.threads_work():
+            torch.set_num_threads(1)
         if torch.get_default_device().type != "cpu":
             stack.callback(torch.set_default_device, torch.get_default_device())
             torch.set_default_device(None)
