@@ -3,10 +3,14 @@
 `python -m ppo_fast.train --num-envs 64` trains CartPole-v1. Importing the package does one thing: it registers the
 tensor environments with gymnasium, by name only, so `gymnasium.make_vec("ppo_fast/CartPole-v1", num_envs=64)` works
 and torch is not imported before it is needed. `gymnasium.make("ppo_fast/CartPole-v1")` gives Gymnasium's own single
-environment.
+environment. Where a program of ppo_fast is the command, begin.py prepares its process.
 """
 
-import gymnasium
+from ppo_fast.begin import register_command
+
+register_command()  # before all that takes long to import
+
+import gymnasium  # noqa: E402
 
 __version__ = "0.1.0"
 

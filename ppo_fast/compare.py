@@ -8,8 +8,10 @@ likely a run of a group is to beat one of the first, 0.5 being no difference (Ag
 Returns while training are of sampled actions, averaged over a twentieth of the run. Needs SciPy: the extra `compare`.
 """
 
+import io
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +25,7 @@ from ppo_fast.pictures.configurations import configuration, group_runs, labels_o
 from ppo_fast.pictures.records import RunRecord, find_runs, read_run
 from ppo_fast.run import cli
 from ppo_fast.run.flags import one_of, plain_args
+from ppo_fast.run.streams import is_terminal, say
 
 DIVIDER = "--"
 FEW = 5  # runs below which a bootstrap interval is too narrow to be trusted
@@ -113,35 +116,37 @@ def cautions(groups: Sequence[Group]) -> list[str]:
     return said
 
 
-def print_table(groups: Sequence[Group], rows: Sequence[Row], notes: Sequence[str]) -> None:
-    """The rows as a table, each group by its letter."""
+def table(groups: Sequence[Group], rows: Sequence[Row], notes: Sequence[str]) -> str:
+    """The rows as a table for this terminal, each group by its letter."""
     from rich import box
     from rich.console import Console
     from rich.table import Table
 
     first, others = groups[0], groups[1:]
-    console = Console(highlight=False)
+    screen = io.StringIO()
+    console = Console(file=screen, highlight=False, force_terminal=is_terminal(sys.stdout))
+    drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    drawn.add_column("", no_wrap=True)
     for group in groups:
-        count = len(group.runs)
-        label = names.printable(group.label)
-        console.print(f"{group.name}  {label}  ({count} run{'s' * (count > 1)})", markup=False, soft_wrap=True)
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    table.add_column("", no_wrap=True)
-    for group in groups:
-        table.add_column(group.name, justify="right", no_wrap=True)
+        drawn.add_column(group.name, justify="right", no_wrap=True)
     for group in others:
-        table.add_column(f"P({group.name} > {first.name})", justify="right", no_wrap=True)
+        drawn.add_column(f"P({group.name} > {first.name})", justify="right", no_wrap=True)
     console.width = console.width if console.is_terminal else PIPE_WIDTH
     # In a narrow window intervals go below their figures.
     gap = "\n" if console.width < GROUP_WIDTH * len(groups) else " "
     for row in rows:
         cells = [estimate_in_words(row.estimates.get(group.name), gap) for group in groups]
         cells += [chance_in_words(row.chances.get(group.name), gap) for group in others]
-        table.add_row(row.name, *cells)
-    console.print(table)
+        drawn.add_row(row.name, *cells)
+    for group in groups:
+        count = len(group.runs)
+        label = names.printable(group.label)
+        console.print(f"{group.name}  {label}  ({count} run{'s' * (count > 1)})", markup=False, soft_wrap=True)
+    console.print(drawn)
     console.print("interquartile means over runs, [95 % intervals]; P: chance of a run to beat one of A", markup=False)
     for line in notes:
         console.print(f"note: {line}", markup=False, soft_wrap=True)
+    return screen.getvalue().rstrip("\n")
 
 
 def estimate_in_words(estimate: Estimate | None, gap: str) -> str:
@@ -192,9 +197,9 @@ def compare(args: Args) -> dict[str, Any]:
         raise ValueError(f"runs: {problem}") from problem
     result = as_json(groups, rows, notes)
     if args.json:
-        print(json.dumps(result, indent=2))
+        say(json.dumps(result, indent=2))
     else:
-        print_table(groups, rows, notes)
+        say(table(groups, rows, notes), drawn=True)
     return result
 
 

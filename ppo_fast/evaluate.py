@@ -37,6 +37,7 @@ from ppo_fast.run.guest import guest
 from ppo_fast.run.payload import policy_in
 from ppo_fast.run.policy import load_policy
 from ppo_fast.run.run_flags import env_view, saved_flags
+from ppo_fast.run.streams import OutputLost, say
 
 CHECKPOINTS = "checkpoints/checkpoint-*.pt"
 RESAMPLES = 2000  # of the bootstrap
@@ -242,8 +243,10 @@ def watch(args: Args, flags: Any, agent: Any, seed: int) -> None:
         for i in range(args.episodes or WINDOW_EPISODES):
             figures = play_with(agent, policy, envs, seed + i)[policy]
             said = f"return {figures['mean_return']:.2f}  length {figures['mean_length']:.0f}"
-            print(f"episode {i + 1}  {said}", flush=True)
+            say(f"episode {i + 1}  {said}")
         envs.close()
+    except OutputLost:
+        raise
     except Exception as problem:  # pygame, GLFW and MuJoCo each have their own
         raise ValueError(f"--render: no window: {_without_flag(names.first_line(problem))}") from problem
 
@@ -301,9 +304,9 @@ def evaluate(args: Args) -> dict[str, Any]:
             return {}
         result = results(args, policy, flags, agent, envs, seed)
     if args.json:
-        print(json.dumps(names.jsonable(result), indent=2))
+        say(json.dumps(names.jsonable(result), indent=2))
     else:
-        print("\n".join(map(names.printable, lines(result))))
+        say("\n".join(lines(result)))
     return result
 
 

@@ -23,6 +23,7 @@ from ppo_fast.pictures.records import RunRecord, find_runs, read_run
 from ppo_fast.pictures.report import report
 from ppo_fast.run import cli, health
 from ppo_fast.run.flags import check_ranges, one_of, plain_args
+from ppo_fast.run.streams import say
 
 FORMATS = (".png", ".svg", ".pdf")
 
@@ -71,11 +72,6 @@ def load(words: Sequence[str], root: Path) -> list[RunRecord]:
     for line in repeated:
         say(f"note: {line}")
     return kept
-
-
-def say(line: str) -> None:
-    """Print a line that may hold names out of run folders."""
-    print(names.printable(line), flush=True)
 
 
 def thresholds() -> dict[str, float]:

@@ -6,7 +6,6 @@ A run that meets NaN or infinity writes nothing of it into its weights. It leave
 parameters and optimiser state that the updates began with, and the state of the generator that drew the minibatches.
 """
 
-import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -15,7 +14,6 @@ from typing import Annotated, Any
 import torch
 import tyro
 
-from ppo_fast import names
 from ppo_fast.engine.engine import Engine
 from ppo_fast.engine.firstbad import FirstBad
 from ppo_fast.engine.ranks import Ranks
@@ -23,6 +21,7 @@ from ppo_fast.run import checkpoint, cli, crash, programs
 from ppo_fast.run.flags import plain_args
 from ppo_fast.run.guest import guest
 from ppo_fast.run.run_flags import saved_flags
+from ppo_fast.run.streams import say
 
 # What the updates find out themselves, and a mask that is left out where all rows count.
 MADE_ANEW = ("advantage", "rollout.advantage", "rollout.valid")
@@ -91,7 +90,7 @@ def main(args: Args) -> None:
         raise ValueError(f"file: {args.file or 'none given'} can't be read ({error})") from error
     if "progress" in payload:
         raise ValueError(f"file: {args.file} is a checkpoint, not a crash file")
-    sys.stdout.write("\n".join(map(names.printable, replay(payload))) + "\n")
+    say("\n".join(replay(payload)))
 
 
 if __name__ == "__main__":

@@ -16,7 +16,8 @@ bounds and choices, for calls from Python too. Hyphens and underscores are the s
 | 5           | `--max-runtime` is over: saved, `--resume` goes on                        |
 | 6           | an environment died or hung: saved, `--resume` goes on                    |
 | 128 + n     | signal n stopped it: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP, 138 SIGUSR1     |
-| 1           | a fault of ours, with its traceback                                       |
+| 141         | the reader of a --help or a table has gone, such as `head`                |
+| 1           | standard output takes nothing: one line; or a fault of ours, its traceback |
 """
 
 import contextlib
@@ -29,7 +30,8 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
-from ppo_fast import names
+from ppo_fast import begin
+from ppo_fast.run import streams
 from ppo_fast.run.flags import Flag, Range, check_ranges, flags_of, one_of, positional_of
 from ppo_fast.run.mistakes import in_one_line, mistake
 from ppo_fast.run.run_flags import RunFlags
@@ -68,18 +70,19 @@ def _read_by_tyro(args_type: type, parts: Sequence[Part], flags: Mapping[str, Fl
 
     said = io.StringIO()
     try:
-        with contextlib.redirect_stderr(said):
+        with contextlib.redirect_stderr(said), streams.told_apart():
             name = f"python -m {_module(args_type)}"
             return tyro.cli(args_type, prog=name, args=plain_words(parts), description=description)
     except SystemExit as stop:
         if stop.code:
             fail(mistake(parts, flags) or in_one_line(said.getvalue()))
+        streams.flush()  # of --help
         raise
 
 
 def fail(text: str, status: int = 2) -> NoReturn:
     """Say what was wrong in one line on stderr and exit with this status."""
-    print(f"error: {names.printable(' '.join(text.split()))}", file=sys.stderr, flush=True)
+    streams.complain(f"error: {' '.join(text.split())}")
     raise SystemExit(status)
 
 
@@ -100,10 +103,13 @@ def run(program: Callable[..., Any], args_type: type, description: str | None, *
     training that broke down. A program that a signal stopped cleanly returns a mapping with the "exit_status" that says
     so.
     """
+    begin.imported()
+    streams.prepare()
     gc.freeze()  # what imports left stays until the end: no collection need look through it
     try:
         args = parse(args_type, None, (description or "").strip())
         result = program(args, *rest)
+        streams.flush()
         gc.freeze()  # nor the interpreter, which would take a second of its user's time at the end
     except ValueError as error:
         if not _is_mistake(str(error), args_type):
@@ -113,11 +119,22 @@ def run(program: Callable[..., Any], args_type: type, description: str | None, *
         fail(str(error), 3)
     except KeyboardInterrupt:
         fail("interrupted", 128 + signal.SIGINT)
-    except BrokenPipeError:  # the reader of a --help or a table has seen enough: `| head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes the rest at its end
-        raise SystemExit(141) from None
+    except streams.ReaderGone:  # the reader of a --help or a table has seen enough: `| head`
+        _leave_silently()
+    except streams.OutputLost as error:
+        fail(str(error), 1)
+    finally:
+        if args_type.__module__ == "__main__":  # a process of its own, which is at its end
+            begin.finished()
     if isinstance(result, Mapping) and "exit_status" in result:
         raise SystemExit(result["exit_status"])
+
+
+def _leave_silently() -> NoReturn:
+    """Exit with the status of a process that SIGPIPE killed."""
+    with contextlib.suppress(OSError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python writes the rest at its end
+    raise SystemExit(141)
 
 
 def _is_mistake(text: str, args_type: type) -> bool:

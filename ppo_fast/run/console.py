@@ -17,6 +17,7 @@ from typing import Any, Self, TextIO
 from ppo_fast.run.figures import Figures, Row
 from ppo_fast.run.health import Advice
 from ppo_fast.run.printers import PlainLines, Printer, Quiet
+from ppo_fast.run.streams import is_terminal
 from ppo_fast.run.summary import Ending
 
 
@@ -40,12 +41,12 @@ class Console:
         silent: bool = False,
     ) -> None:
         self.figures = Figures(total_steps)
-        out: TextIO = sys.stdout if stream is None else stream
+        out = sys.stdout if stream is None else stream
         if silent:
             self.printer = Printer()
         elif quiet:
             self.printer = Quiet(out)
-        elif _can_draw(out):
+        elif out is not None and _can_draw(out):
             from ppo_fast.run.panel import LivePanel  # and rich, which nothing else of a run needs
 
             self.printer = LivePanel(self.figures, title, out)
@@ -101,4 +102,4 @@ class Console:
 def _can_draw(stream: TextIO) -> bool:
     """Whether `stream` is a terminal that moves its cursor and shows the signs the panel is made of."""
     encoding = (getattr(stream, "encoding", None) or "ascii").lower()
-    return stream.isatty() and encoding.startswith("utf") and os.environ.get("TERM", "dumb") != "dumb"
+    return is_terminal(stream) and encoding.startswith("utf") and os.environ.get("TERM", "dumb") != "dumb"

@@ -28,6 +28,7 @@ import torch
 
 from ppo_fast.engine import process
 from ppo_fast.run import randomness
+from ppo_fast.run.streams import stand_ins
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -41,7 +42,7 @@ def guest(program: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(program)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        with TURN.of(program.__name__), _all_put_back(), _plain_numbers():
+        with TURN.of(program.__name__), _all_put_back(), _plain_numbers(), stand_ins():
             return program(*args, **kwargs)
 
     return call

@@ -17,8 +17,9 @@ from rich.text import Text
 
 from ppo_fast import names
 from ppo_fast.run.figures import LOSSES, Figures, duration, number, show
-from ppo_fast.run.printers import LABEL_WIDTH, PlainLines, printable_lines
+from ppo_fast.run.printers import LABEL_WIDTH, PlainLines
 from ppo_fast.run.sparkline import Curve, sparkline
+from ppo_fast.run.streams import printable_lines
 from ppo_fast.run.summary import Ending, Line, lines_of
 
 DRAWS_PER_SECOND = 4.0  # a drawing costs about 1 ms in the training thread; rich's tables would double that

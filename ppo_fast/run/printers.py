@@ -4,13 +4,13 @@ Plain lines are ASCII `name=value` pairs, which `grep`, `awk` and log files can 
 """
 
 import math
-import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import TextIO
 
 from ppo_fast import names
 from ppo_fast.run.figures import Figures
+from ppo_fast.run.streams import complain, write_line
 from ppo_fast.run.summary import Ending, Line, lines_of, one_line_of
 
 LABEL_WIDTH = 12  # of the summary
@@ -44,17 +44,16 @@ class Printer:
 class Quiet(Printer):
     """Warnings, on stderr, and one line at the end."""
 
-    def __init__(self, stream: TextIO) -> None:
+    def __init__(self, stream: TextIO | None) -> None:
         self._stream = stream
 
     def message(self, text: str) -> None:
         if text.startswith(("warning", "error")):
-            with suppress(OSError):
-                print(printable_lines(text), file=sys.stderr, flush=True)
+            complain(text)
 
     def summary(self, ending: Ending) -> None:
         with suppress(OSError):
-            write_plain(self._stream, one_line_of(ending))
+            write_line(self._stream, one_line_of(ending))
 
 
 class PlainLines(Printer):
@@ -62,7 +61,7 @@ class PlainLines(Printer):
 
     seconds_between_rows = 2.0
 
-    def __init__(self, figures: Figures, stream: TextIO) -> None:
+    def __init__(self, figures: Figures, stream: TextIO | None) -> None:
         self.figures = figures
         self._stream = stream
         self._rows_shown = 0
@@ -106,7 +105,7 @@ class PlainLines(Printer):
         self._print(f"{line.label:<{LABEL_WIDTH}}{PLAIN_SIGNS[line.severity]}{names.printable(line.text)}")
 
     def _print(self, text: str) -> None:
-        self._try(lambda: write_plain(self._stream, text))
+        self._try(lambda: write_line(self._stream, text.replace("±", "+-")))
 
     def _try(self, write: Callable[[], object]) -> None:
         """Write, but no more once the reader has gone (`| head`, a lost connection): the training has not."""
@@ -116,16 +115,3 @@ class PlainLines(Printer):
             write()
         except OSError:
             self._reader_is_gone = True
-
-
-def printable_lines(text: str) -> str:
-    """Text of one or several lines that may hold names out of files, as a terminal can show it without harm."""
-    return "\n".join(names.printable(line) for line in text.split("\n"))
-
-
-def write_plain(stream: TextIO, text: str) -> None:
-    """A line for a log file. What the stream's encoding lacks becomes `?`; raises OSError where nobody reads."""
-    encoding = stream.encoding or "ascii"
-    plain = printable_lines(text).replace("±", "+-")
-    stream.write(plain.encode(encoding, "replace").decode(encoding) + "\n")
-    stream.flush()

@@ -10,6 +10,7 @@ from ppo_fast.engine import plan, verify
 from ppo_fast.engine.engine import Engine
 from ppo_fast.engine.ranks import Ranks
 from ppo_fast.run import randomness
+from ppo_fast.run.streams import say
 
 DIFFERENT_STATUS = 4
 
@@ -20,11 +21,11 @@ def compare_paths(args: Any, setup: Callable, make_iteration: Callable, device: 
     Args:
         setup, make_iteration: a program's.
     """
-    print(f"compiling {args.env_id} ({plan.COMPILING}); then {args.verify} updates of both paths", flush=True)
+    say(f"compiling {args.env_id} ({plan.COMPILING}); then {args.verify} updates of both paths")
     ranks = Ranks(device)
     exact = replace(args, precision="fp32", compile="off")
     with randomness.seeded(args.seed):
         fast = make_iteration(args, *setup(args, device), Engine(args, ranks, "compiled"))
         eager = make_iteration(exact, *setup(exact, device), Engine(exact, ranks, "eager", exact=True))
-        holds = verify.compare(fast, eager, args.verify, print, verify.ROUNDING[args.precision])
+        holds = verify.compare(fast, eager, args.verify, say, verify.ROUNDING[args.precision])
     return {"verified": holds, "exit_status": 0 if holds else DIFFERENT_STATUS}

@@ -1,0 +1,61 @@
+"""What a command of ppo_fast needs before anything else is imported, which takes seconds: Ctrl-C and standard streams.
+
+`python -m ppo_fast.train` imports the package first, and that calls `register_command`. Only the standard library is
+imported here.
+"""
+
+import os
+import signal
+import sys
+import threading
+from types import FrameType
+
+
+def register_command() -> None:
+    """Prepare the process where it is to run a program of ppo_fast; any other is left alone.
+
+    Until `imported`, Ctrl-C ends it in one line. Python's own way is a traceback through whatever is being imported.
+    """
+    is_command = sys.argv[:1] == ["-m"] and any(word.startswith("ppo_fast.") for word in sys.orig_argv)
+    if not is_command:
+        return
+    open_standard_streams()
+    # One that is ignored, as for a job in the background of a script, stays ignored.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, leave)
+
+
+def open_standard_streams() -> list[int]:
+    """Open those of the descriptors 0, 1 and 2 that are closed, on nothing; returns them.
+
+    Otherwise the next file that is opened would be standard output to every library and every child process.
+    """
+    opened = []
+    for descriptor in range(3):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            opened.append(os.open(os.devnull, os.O_RDWR))  # the lowest one that is free
+            os.set_inheritable(opened[-1], True)
+    return opened
+
+
+def imported() -> None:
+    """All is imported: Ctrl-C raises KeyboardInterrupt again."""
+    if signal.getsignal(signal.SIGINT) is leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def finished() -> None:
+    """Nothing is left to do but to leave: Ctrl-C ends the process at once, and without a word."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
+def leave(signum: int, frame: FrameType | None) -> None:
+    """End the process, whose imports have nothing to lose: an exception might be caught by what is being imported."""
+    try:
+        os.write(2, b"error: interrupted\n")
+    finally:
+        os._exit(128 + signum)
