@@ -10,6 +10,8 @@ import sys
 import threading
 from types import FrameType
 
+AGAIN_SECONDS = 0.01  # after which a KeyboardInterrupt that was lost is raised again
+
 
 def register_command() -> None:
     """Prepare the process where it is to run a program of ppo_fast; any other is left alone.
@@ -41,21 +43,40 @@ def open_standard_streams() -> list[int]:
 
 
 def imported() -> None:
-    """All is imported: Ctrl-C raises KeyboardInterrupt again."""
+    """The program begins: Ctrl-C raises KeyboardInterrupt, and a second one ends it where it stands."""
     if signal.getsignal(signal.SIGINT) is leave:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGINT, interrupt)
+        sys.unraisablehook = say_or_interrupt_again
 
 
 def finished() -> None:
     """Nothing is left to do but to leave: Ctrl-C ends the process at once, and without a word."""
-    is_main = threading.current_thread() is threading.main_thread()
-    if is_main and signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+    if signal.getsignal(signal.SIGINT) in (interrupt, leave):
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
+def interrupt(signum: int, frame: FrameType | None) -> None:
+    """The first Ctrl-C of a command."""
+    signal.signal(signal.SIGINT, leave)
+    raise KeyboardInterrupt
+
+
 def leave(signum: int, frame: FrameType | None) -> None:
-    """End the process, whose imports have nothing to lose: an exception might be caught by what is being imported."""
+    """End the process in one line. Imports have nothing to lose, and might catch an exception."""
     try:
         os.write(2, b"error: interrupted\n")
     finally:
         os._exit(128 + signum)
+
+
+def say_or_interrupt_again(problem: "sys.UnraisableHookArgs") -> None:
+    """What Python does with an exception that nobody can catch, such as one in a callback of its garbage collector. A
+    KeyboardInterrupt would be lost there: it is raised again."""
+    if problem.exc_type is KeyboardInterrupt:
+        signal.signal(signal.SIGINT, interrupt)
+        main = threading.main_thread().ident
+        again = threading.Timer(AGAIN_SECONDS, signal.pthread_kill, (main, signal.SIGINT))  # now it would be lost again
+        again.daemon = True
+        again.start()
+    else:
+        sys.__unraisablehook__(problem)

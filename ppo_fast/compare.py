@@ -25,7 +25,7 @@ from ppo_fast.pictures.configurations import configuration, group_runs, labels_o
 from ppo_fast.pictures.records import RunRecord, find_runs, read_run
 from ppo_fast.run import cli
 from ppo_fast.run.flags import one_of, plain_args
-from ppo_fast.run.streams import is_terminal, say
+from ppo_fast.run.streams import is_terminal, show
 
 DIVIDER = "--"
 FEW = 5  # runs below which a bootstrap interval is too narrow to be trusted
@@ -124,7 +124,7 @@ def table(groups: Sequence[Group], rows: Sequence[Row], notes: Sequence[str]) ->
 
     first, others = groups[0], groups[1:]
     screen = io.StringIO()
-    console = Console(file=screen, highlight=False, force_terminal=is_terminal(sys.stdout))
+    console = Console(file=screen, highlight=False, force_terminal=is_terminal(sys.stdout) or None)
     drawn = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     drawn.add_column("", no_wrap=True)
     for group in groups:
@@ -197,9 +197,9 @@ def compare(args: Args) -> dict[str, Any]:
         raise ValueError(f"runs: {problem}") from problem
     result = as_json(groups, rows, notes)
     if args.json:
-        say(json.dumps(result, indent=2))
+        show(json.dumps(result, indent=2))
     else:
-        say(table(groups, rows, notes), drawn=True)
+        show(table(groups, rows, notes))
     return result
 
 

@@ -37,7 +37,7 @@ from ppo_fast.run.guest import guest
 from ppo_fast.run.payload import policy_in
 from ppo_fast.run.policy import load_policy
 from ppo_fast.run.run_flags import env_view, saved_flags
-from ppo_fast.run.streams import OutputLost, say
+from ppo_fast.run.streams import OutputLost, say, show
 
 CHECKPOINTS = "checkpoints/checkpoint-*.pt"
 RESAMPLES = 2000  # of the bootstrap
@@ -304,9 +304,9 @@ def evaluate(args: Args) -> dict[str, Any]:
             return {}
         result = results(args, policy, flags, agent, envs, seed)
     if args.json:
-        say(json.dumps(names.jsonable(result), indent=2))
+        show(json.dumps(names.jsonable(result), indent=2))
     else:
-        say("\n".join(lines(result)))
+        say(*lines(result))
     return result
 
 

@@ -90,7 +90,7 @@ def main(args: Args) -> None:
         raise ValueError(f"file: {args.file or 'none given'} can't be read ({error})") from error
     if "progress" in payload:
         raise ValueError(f"file: {args.file} is a checkpoint, not a crash file")
-    say("\n".join(replay(payload)))
+    say(*replay(payload))
 
 
 if __name__ == "__main__":

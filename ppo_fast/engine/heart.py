@@ -4,6 +4,7 @@ Collectives alone do not notice a frozen process, a machine without power, or a 
 process (compiling, evaluating, saving) goes on beating, which a mere timeout could not tell from a dead one.
 """
 
+import contextlib
 import os
 import sys
 import threading
@@ -69,7 +70,8 @@ class Heart:
 
     def _leave(self, reason: str) -> None:
         # The main thread may be inside a collective that never returns, so only the process as a whole can end.
-        print(f"ppo_fast: {reason}; rank {self._rank} leaves.", file=sys.stderr, flush=True)
+        with contextlib.suppress(OSError, ValueError):  # nobody reads, or the stream is closed
+            print(f"ppo_fast: {reason}; rank {self._rank} leaves.", file=sys.stderr, flush=True)
         os._exit(LOST_RANK_STATUS)
 
 

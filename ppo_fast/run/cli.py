@@ -103,11 +103,11 @@ def run(program: Callable[..., Any], args_type: type, description: str | None, *
     training that broke down. A program that a signal stopped cleanly returns a mapping with the "exit_status" that says
     so.
     """
-    begin.imported()
     streams.prepare()
     gc.freeze()  # what imports left stays until the end: no collection need look through it
     try:
         args = parse(args_type, None, (description or "").strip())
+        begin.imported()
         result = program(args, *rest)
         streams.flush()
         gc.freeze()  # nor the interpreter, which would take a second of its user's time at the end

@@ -10,7 +10,7 @@ from typing import TextIO
 
 from ppo_fast import names
 from ppo_fast.run.figures import Figures
-from ppo_fast.run.streams import complain, write_line
+from ppo_fast.run.streams import complain, printable_lines, write_line
 from ppo_fast.run.summary import Ending, Line, lines_of, one_line_of
 
 LABEL_WIDTH = 12  # of the summary
@@ -53,7 +53,7 @@ class Quiet(Printer):
 
     def summary(self, ending: Ending) -> None:
         with suppress(OSError):
-            write_line(self._stream, one_line_of(ending))
+            write_plain(self._stream, one_line_of(ending))
 
 
 class PlainLines(Printer):
@@ -105,7 +105,7 @@ class PlainLines(Printer):
         self._print(f"{line.label:<{LABEL_WIDTH}}{PLAIN_SIGNS[line.severity]}{names.printable(line.text)}")
 
     def _print(self, text: str) -> None:
-        self._try(lambda: write_line(self._stream, text.replace("±", "+-")))
+        self._try(lambda: write_plain(self._stream, text))
 
     def _try(self, write: Callable[[], object]) -> None:
         """Write, but no more once the reader has gone (`| head`, a lost connection): the training has not."""
@@ -115,3 +115,8 @@ class PlainLines(Printer):
             write()
         except OSError:
             self._reader_is_gone = True
+
+
+def write_plain(stream: TextIO | None, text: str) -> None:
+    """Lines for a log file; raises OSError where nobody reads."""
+    write_line(stream, printable_lines(text).replace("±", "+-"))

@@ -37,19 +37,20 @@ class ReaderGone(OutputLost):
     """Its reader has seen enough: `| head`."""
 
 
-def say(text: str, drawn: bool = False) -> None:
-    """Print lines that may hold names out of files. Nothing is done where there is no standard output.
-
-    Args:
-        text: the lines.
-        drawn: whether what moves a cursor or sets a colour in them is meant to.
+def say(*lines: str) -> None:
+    """Print lines, each of which may hold names out of files. Nothing is done where there is no standard output.
 
     Raises:
         OutputLost: it takes nothing.
     """
+    show("\n".join(map(names.printable, lines)))
+
+
+def show(text: str) -> None:
+    """Print a text as it is, with what sets colours in it. Otherwise as `say`."""
     if is_open(sys.stdout):
         with told_apart():
-            write_line(sys.stdout, text, drawn)
+            write_line(sys.stdout, text)
 
 
 def flush() -> None:
@@ -71,24 +72,22 @@ def told_apart() -> Iterator[None]:
 
 
 def complain(text: str) -> None:
-    """Print lines on stderr, if that can be done."""
+    """Print lines that may hold names out of files on stderr, if that can be done."""
     with suppress(OSError):
-        write_line(sys.stderr, text)
+        write_line(sys.stderr, printable_lines(text))
 
 
-def write_line(stream: TextIO | None, text: str, drawn: bool = False) -> None:
-    """Write lines that may hold names out of files, readably whatever the stream's encoding. See `say`.
+def write_line(stream: TextIO | None, text: str) -> None:
+    """Write a text and the end of its line, readably whatever the stream's encoding.
 
     Raises:
         OSError: nobody reads: there is no such stream, it is closed, its reader has gone, its disk is full.
     """
     if stream is None or not is_open(stream):
         raise OSError("there is no such stream")
-    shown = text if drawn else printable_lines(text)
     if getattr(stream, "errors", None) != READABLE:
-        shown = readable(shown, getattr(stream, "encoding", None) or "ascii")
-    stream.write(shown)
-    stream.write("\n")
+        text = readable(text, getattr(stream, "encoding", None) or "ascii")
+    stream.write(text + "\n")
     stream.flush()
 
 
