@@ -25,8 +25,8 @@ CAN_FORK = sys.platform == "linux"
 class Beside:
     """A function that leaves files, called in another process; where none can be had, in this one, at once.
 
-    None can be had where a system can't fork safely, in a daemonic process (a worker of multiprocessing.Pool is one), and
-    where the system refuses one more.
+    None can be had where a system can't fork safely, in a daemonic process (a worker of multiprocessing.Pool is one),
+    and where the system refuses one more.
 
     Args:
         function: must not touch a GPU, and may not count on threads that are there now.
