@@ -133,6 +133,7 @@ class LivePanel(PlainLines):
         """Erase what a terminal that became narrower has wrapped into more lines than rich would erase."""
         rows = self._drawn.rows
         lines = rows * -(-self._drawn.columns // self.screen.width)  # rounded up
+        assert self._stream is not None, "a panel is drawn on a terminal"
         if lines > rows:  # and end up where rich takes the panel's end to be
             self._stream.write(f"\r\x1b[{lines - 1}A\x1b[J" + "\n" * (rows - 1))
 
