@@ -87,10 +87,11 @@ def check_environments(groups: Sequence[Group]) -> None:
     trained: dict[str, str] = {}
     for group in groups:
         for run in group.runs:
-            if "env_id" in run.config:
-                trained[str(run.config["env_id"])] = group.name
+            env_id = run.config.get("env_id")
+            if isinstance(env_id, str):  # a file may hold anything
+                trained[env_id] = group.name
     if len(trained) > 1:
-        wording = ", ".join(f"{env_id} in {name}" for env_id, name in trained.items())
+        wording = ", ".join(f"{names.printable(env_id)[:60]} in {name}" for env_id, name in trained.items())
         raise ValueError(f"runs: returns of different environments can't be compared ({wording})")
 
 
@@ -110,6 +111,7 @@ def cautions(groups: Sequence[Group]) -> list[str]:
         if unfinished:
             count = f"{unfinished} of {len(group.runs)} runs in {group.name}"
             said.append(f"{count} have no result.json: unfinished or killed")
+        said += [note for run in group.runs for note in run.notes]
     few = [group.name for group in groups if len(group.runs) < FEW]
     if few:
         said.append(f"fewer than {FEW} runs in {one_of(few).replace(' or ', ' and ')}: intervals are too narrow")

@@ -18,6 +18,9 @@ METRICS_FILE = "metrics.jsonl"
 RESULT_FILE = "result.json"
 POLICY_FILE = "policy.safetensors"
 
+# What config.json, result.json, checkpoints and the policy know each other by; files of earlier versions have none.
+RUN_ID = "run_id"
+
 # Columns of metrics.jsonl, one row for each logged iteration. The names are CleanRL's where it has them.
 GLOBAL_STEP = "global_step"
 EPISODIC_RETURN = "charts/episodic_return"
@@ -78,7 +81,12 @@ def _shown(sign: str) -> str:
 
 def is_number(value: object) -> bool:
     """Whether a value, such as one of a JSON file, is a finite number. True and False are none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if not isinstance(value, (int, float)) or isinstance(value, bool):
+        return False
+    try:
+        return math.isfinite(value)
+    except OverflowError:  # a whole number that is too large for a float
+        return False
 
 
 def jsonable(value: Any) -> Any:

@@ -63,6 +63,8 @@ def load(words: Sequence[str], root: Path) -> list[RunRecord]:
         runs.append(run)
         if run.lost:
             say(f"note: {folder / names.METRICS_FILE}: {run.lost} broken line(s) left out")
+        for note in run.notes:
+            say(f"note: {note}")
     if not runs:
         more = f" (and {len(wrong) - 1} more like it)" if len(wrong) > 1 else ""
         raise ValueError(wrong[0] + more)

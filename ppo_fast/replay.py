@@ -9,13 +9,16 @@ parameters and optimiser state that the updates began with, and the state of the
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated, Any
 
 import torch
 import tyro
 
+from ppo_fast import names
 from ppo_fast.engine.engine import Engine
 from ppo_fast.engine.firstbad import FirstBad
+from ppo_fast.engine.iteration import Iteration
 from ppo_fast.engine.ranks import Ranks
 from ppo_fast.run import checkpoint, cli, crash, programs
 from ppo_fast.run.flags import plain_args
@@ -38,27 +41,15 @@ def replay(payload: Mapping[str, Any]) -> list[str]:
         broken = crash.Crash.from_plain(payload)
     except ValueError as problem:
         raise ValueError(f"file: {problem}") from problem
-    if not programs.is_program(broken.program):
-        raise ValueError(f"file: its program is {broken.program!r}, none of ppo_fast")
-    program = programs.load(broken.program)
+    program, args = _rebuild_flags(broken)
     device = torch.device("cpu")
-    flags = saved_flags(broken.flags)
-    known = {field.name: flags[field.name] for field in fields(program.Args) if field.name in flags}
-    args = plain_args(program.Args(**{**known, "compile": "off"}))
-    args.check()
     envs, agent, learner = program.setup(args, device)
     iteration = program.make_iteration(args, envs, agent, learner, Engine(args, Ranks(device), "eager"))
     iteration.collect()  # makes room for a rollout
-    state = iteration.state.all()
-    for name, x in broken.tensors.items():
-        if name in MADE_ANEW and name not in state:
-            continue
-        if name not in state or state[name].shape != x.shape:
-            raise ValueError(f"file: its {name} does not fit its flags")
-        state[name].copy_(x)
-    minibatches = iteration.generators[0]
-    if broken.stream.shape == minibatches.get_state().shape:  # a GPU's stream can't be continued here
-        minibatches.set_state(broken.stream)
+    try:
+        _take_over(iteration, broken)
+    except RuntimeError as problem:  # such as a generator's, whose state may be anything
+        raise ValueError(f"file: it can't be used: {names.first_line(problem)}") from problem
     with FirstBad() as watch:
         iteration.learn()
     envs.close()
@@ -71,6 +62,48 @@ def replay(payload: Mapping[str, Any]) -> list[str]:
         f"update {again}; {made} minibatches went well before it",
         f"first bad tensor in the update: {watch.found or 'none'}",
     ]
+
+
+def _rebuild_flags(broken: crash.Crash) -> tuple[ModuleType, Any]:
+    """The program that left the file, and its flags. ValueError("file: ...") where the file doesn't fit them."""
+    if not programs.is_program(broken.program):
+        raise ValueError(f"file: its program is {broken.program!r}, none of ppo_fast")
+    try:
+        program = programs.load(broken.program)
+    except ModuleNotFoundError as problem:
+        raise ValueError(f"file: its program is {broken.program}, which is not here") from problem
+    flags = saved_flags(broken.flags)
+    known = {field.name: flags[field.name] for field in fields(program.Args) if field.name in flags}
+    try:
+        args = plain_args(program.Args(**{**known, "compile": "off"}))
+        args.check()
+    except (ValueError, TypeError) as problem:
+        raise ValueError(f"file: it holds flags that can't be used: {problem}") from problem
+    # Before anything is made of them: a crafted file may ask for gigabytes.
+    rewards = broken.tensors.get("rollout.reward")
+    if rewards is None or rewards.shape != (args.num_steps, args.num_envs):
+        raise ValueError("file: its rollout.reward does not fit its flags")
+    if programs.least_parameters(args) > broken.tensors["theta"].numel():
+        raise ValueError("file: its theta does not fit its flags")
+    return program, args
+
+
+def _take_over(iteration: Iteration, broken: crash.Crash) -> None:
+    """Put the tensors of a crash file in their places, and the stream of minibatches where it was. ValueError("file:
+    ...") where one does not fit or is missing; RuntimeError where the stream is none."""
+    state = iteration.state.all()
+    for name, x in broken.tensors.items():
+        if name in MADE_ANEW and name not in state:
+            continue
+        if name not in state or state[name].shape != x.shape or not torch.can_cast(x.dtype, state[name].dtype):
+            raise ValueError(f"file: its {name} does not fit its flags")
+        state[name].copy_(x)
+    for name in state:
+        if name not in broken.tensors and name not in MADE_ANEW:
+            raise ValueError(f"file: it has no {name}")
+    minibatches = iteration.generators[0]
+    if broken.stream.shape == minibatches.get_state().shape:  # a GPU's stream can't be continued here
+        minibatches.set_state(broken.stream)
 
 
 @dataclass
@@ -87,7 +120,7 @@ def main(args: Args) -> None:
     try:
         payload = checkpoint.load(Path(args.file))
     except (OSError, checkpoint.DamagedCheckpoint) as error:
-        raise ValueError(f"file: {args.file or 'none given'} can't be read ({error})") from error
+        raise ValueError(f"file: {args.file or 'none given'} can't be read ({names.first_line(error)})") from error
     if "progress" in payload:
         raise ValueError(f"file: {args.file} is a checkpoint, not a crash file")
     say(*replay(payload))

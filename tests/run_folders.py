@@ -43,5 +43,7 @@ def make_run(root: Path, said: list[str] | None = None, **overrides: Any) -> Run
 
 def resume(run: Run, said: list[str] | None = None, **overrides: Any) -> Run:
     """Another `Run` that goes on in the folder of one that has ended."""
-    changes = {"config": {"gamma": 0.5}, "resume_folder": run.folder, **overrides}
-    return make_run(run.folder.parent, said, **changes)
+    changes = {"config": {"gamma": 0.5}, "resume_folder": run.folder, "run_id": run.run_id, **overrides}
+    other = make_run(run.folder.parent, said, **changes)
+    other.go_on(lambda folder: None)
+    return other

@@ -230,7 +230,10 @@ def newest(run: Path) -> dict[str, Any]:
 
 # What two runs that end alike may differ in: how long they took and how they were asked for. Python's own generator is
 # the libraries' to draw from; nothing that is trained does.
-INCIDENTAL = ("elapsed", "first_seconds", "wandb_id", "python", "exp_name", "run_root", "resume", "max_runtime")
+INCIDENTAL = (
+    *("elapsed", "first_seconds", "wandb_id", "run_id", "rows", "python", "exp_name", "run_root", "resume"),
+    "max_runtime",
+)
 
 
 def difference(a: Any, b: Any, but: tuple[str, ...] = INCIDENTAL, where: str = "") -> str | None:

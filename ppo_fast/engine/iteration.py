@@ -136,18 +136,18 @@ class Iteration:
         """Go on from what `saved` returned, or from a part of its tensors, in place: captured graphs stay valid.
 
         Raises:
-            ValueError: `--resume: ...` when it belongs to other networks or environments.
+            ValueError: it belongs to other networks or environments.
         """
         mine = self.state.saved()
         for name, x in saved["tensors"].items():
             if name not in mine or x.shape != mine[name].shape:
-                raise ValueError(f"--resume: the checkpoint's {name} does not fit this configuration")
+                raise ValueError(f"its {name} does not fit this configuration")
+        if len(saved["generators"]) != len(self.generators):
+            raise ValueError(f"it has {len(saved['generators'])} random generators, not {len(self.generators)}")
         generators = list(zip(self.generators, saved["generators"], strict=True))
         for generator, stream in generators:
             if stream.shape != generator.get_state().shape:
-                raise ValueError(
-                    "--resume: the run was on another kind of device, whose random numbers can't go on here"
-                )
+                raise ValueError("the run was on another kind of device, whose random numbers can't go on here")
         for name, x in saved["tensors"].items():
             mine[name].copy_(x)
         for generator, stream in generators:

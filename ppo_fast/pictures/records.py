@@ -5,7 +5,7 @@
         run.rows[-1]["charts/episodic_return"], run.config["gamma"], run.result["sps"]
 
 What a killed or a broken run leaves is read as far as it goes: half rows, NaN and texts in place of numbers are left
-out.
+out. The files may be anybody's, see `reading`.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ppo_fast import jsonl, names
+from ppo_fast import jsonl, names, reading
 
 LATEST = "latest"
 WILDCARDS = "*?["
+LARGEST = 1e100  # of the numbers in a row: a picture's scale or a mean of larger ones is beyond a float
 
 
 class RunRecord(NamedTuple):
@@ -29,6 +30,7 @@ class RunRecord(NamedTuple):
     config: dict[str, Any]  # empty where there is none
     result: dict[str, Any]  # empty where the run did not end
     lost: int  # lines of metrics.jsonl that are no rows
+    notes: tuple[str, ...] = ()  # a line for each other file that can't be read
 
 
 def find_runs(words: Sequence[str], root: Path) -> list[Path]:
@@ -68,7 +70,7 @@ def _runs_at(place: Path) -> list[Path]:
 
 
 def _runs_below(place: Path) -> list[Path]:
-    return sorted(path.parent for path in place.glob(f"*/{names.METRICS_FILE}"))
+    return sorted(path.parent for path in place.glob(f"*/{names.METRICS_FILE}") if path.exists())
 
 
 def _last_written(run: Path) -> int:
@@ -83,7 +85,7 @@ def read_run(folder: Path) -> RunRecord:
     """
     path = folder / names.METRICS_FILE
     try:
-        lines = jsonl.read(path)
+        lines = jsonl.rows_of(reading.lines(path))
     except OSError as problem:
         raise ValueError(f"runs: {path}: {problem.strerror}") from problem
     placed = [row for row in lines.rows if _has_step(row)]
@@ -92,31 +94,46 @@ def read_run(folder: Path) -> RunRecord:
         raise ValueError(f"runs: {path} is empty")
     if not placed:
         raise ValueError(f"runs: {path} holds no row with a global_step in {count} lines")
-    config = _json_file(folder / names.CONFIG_FILE)
-    result = _json_file(folder / names.RESULT_FILE)
-    return RunRecord(folder, in_order(placed), config, result, lost=count - len(placed))
+    notes: list[str] = []
+    config = _json_file(folder / names.CONFIG_FILE, notes)
+    result = _json_file(folder / names.RESULT_FILE, notes)
+    ids = config.get(names.RUN_ID), result.get(names.RUN_ID)
+    if None not in ids and ids[0] != ids[1]:
+        notes.append(f"{folder / names.RESULT_FILE} is of another run than {names.CONFIG_FILE}; left out")
+        result = {}
+    return RunRecord(folder, in_order(placed), config, result, count - len(placed), tuple(notes))
 
 
 def in_order(rows: Iterable[Mapping[str, Any]]) -> list[dict[str, float]]:
-    """Rows of metrics.jsonl as they can be drawn: finite numbers only, by rising global_step.
+    """Rows of metrics.jsonl as they can be drawn: numbers up to LARGEST only, by rising global_step.
 
     Rows without a global_step are left out. A resumed run may have written some steps twice: the later row counts.
     """
     by_step: dict[float, dict[str, float]] = {}
     for row in rows:
         if _has_step(row):
-            numbers = {name: float(value) for name, value in row.items() if names.is_number(value)}
+            numbers = {name: float(value) for name, value in row.items() if _can_be_drawn(value)}
             by_step[numbers[names.GLOBAL_STEP]] = numbers
     return [by_step[step] for step in sorted(by_step)]
 
 
 def _has_step(row: Mapping[str, Any]) -> bool:
-    return names.is_number(row.get(names.GLOBAL_STEP))
+    return _can_be_drawn(row.get(names.GLOBAL_STEP))
 
 
-def _json_file(path: Path) -> dict[str, Any]:
+def _can_be_drawn(value: Any) -> bool:
+    return names.is_number(value) and abs(value) <= LARGEST
+
+
+def _json_file(path: Path, notes: list[str]) -> dict[str, Any]:
+    """What the file holds; empty where it is not there, or can't be read, which is noted."""
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError):
+        found = jsonl.json_object(reading.read_bytes(path, reading.SMALL))
+    except FileNotFoundError:
         return {}
-    return jsonl.json_object(text) or {}
+    except OSError as problem:
+        notes.append(f"{path}: {problem.strerror}; left out")
+        return {}
+    if found is None:
+        notes.append(f"{path} holds no JSON object; left out")
+    return found or {}

@@ -16,7 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ppo_fast import names
+from ppo_fast import names, reading
 from ppo_fast.pictures import page, panels
 from ppo_fast.pictures.configurations import Groups, configuration, differences, incidental, names_in
 from ppo_fast.pictures.curves import Axis, position
@@ -191,7 +191,7 @@ def films(groups: Groups) -> dict[str, bytes]:
         if paths:
             newest = max(paths, key=_lateness)
             run_name = newest.parent.parent.name
-            found[f"{label}: {run_name}/videos/{newest.name}"] = newest.read_bytes()
+            found[f"{label}: {run_name}/videos/{newest.name}"] = reading.read_bytes(newest, LARGEST_VIDEO)
     return found
 
 
@@ -207,7 +207,7 @@ def _lateness(path: Path) -> tuple[float, int, str]:
 def _videos_of(run: RunRecord) -> list[Path]:
     """The videos of a run that a page can hold; one that is still being written begins with a dot."""
     paths = [path for path in (run.folder / "videos").glob("*.mp4") if not path.name.startswith(".")]
-    return [path for path in paths if 0 < path.stat().st_size <= LARGEST_VIDEO]
+    return [path for path in paths if path.is_file() and 0 < path.stat().st_size <= LARGEST_VIDEO]
 
 
 def configuration_tables(groups: Groups) -> str:

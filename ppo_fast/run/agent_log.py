@@ -11,7 +11,6 @@ too: it keeps the score, has a silent console, and leaves nothing.
 """
 
 import math
-import os
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -29,6 +28,7 @@ from ppo_fast.run.beside import Beside
 from ppo_fast.run.camera import Camera
 from ppo_fast.run.console import Console
 from ppo_fast.run.crash import Crash
+from ppo_fast.run.find import snapshot_of
 from ppo_fast.run.health import Health
 from ppo_fast.run.payload import Checkpoint, Progress, RankState, Score
 from ppo_fast.run.policy import save_policy
@@ -77,7 +77,6 @@ class AgentLog:
         self.score = score
         self._writes = not isinstance(run, NoRun)
         self._saved_score = score  # with the last checkpoint, for a rollback
-        self._saved_bytes = 0  # of metrics.jsonl, likewise
         self._camera = Camera(console.message)
         self._disk_failed = False
 
@@ -133,11 +132,32 @@ class AgentLog:
             if item.severity == "stop":
                 raise FloatingPointError(item.text)
 
+    def go_on(self, origin: resume.Origin, is_complete: bool) -> None:
+        """Cut the run folder back to the checkpoint and open it; before this, a run that goes on has changed nothing.
+
+        Args:
+            origin: what the run goes on from.
+            is_complete: whether nothing is left to train: then the result that is there stays until there is another.
+
+        Raises:
+            ValueError: `--resume: ...`, the folder can't be written to.
+        """
+        step = origin.checkpoint.progress.global_step
+
+        def cut_back(folder: Path) -> None:
+            # In this order, so that a kill in between leaves no checkpoint whose rows are gone.
+            checkpoint.supersede(folder / "checkpoints", step)
+            truncate_rows(folder / names.METRICS_FILE, step)
+            if not is_complete:
+                (folder / names.RESULT_FILE).unlink(missing_ok=True)
+
+        self.run.go_on(cut_back)
+
     def recall(self) -> None:
         """Take in the rows that a resumed run has already written, as if they had been written here."""
         for row in self.run.rows():
             self.console.update(row, self.health.update(row), draw=False)
-        self._note_size()
+        self.run.remember()
 
     # ---------------------------------------------------------------- checkpoints
 
@@ -157,8 +177,16 @@ class AgentLog:
         """Write a checkpoint and keep the `keep` newest. A full disk is one warning, and training goes on."""
         if not self._writes:
             return
-        self._note_size()
-        contents = Checkpoint(self.facts["program"], self.flags, progress, self.score, ranks, self.run.wandb_id)
+        contents = Checkpoint(
+            self.facts["program"],
+            self.flags,
+            progress,
+            self.score,
+            ranks,
+            self.run.wandb_id,
+            run_id=self.run.run_id,
+            rows=self.run.remember(),
+        )
         try:
             folder = self.run.subfolder("checkpoints")
             path = checkpoint.save(folder, progress.global_step, contents.to_plain(), keep)
@@ -172,11 +200,7 @@ class AgentLog:
     def go_back(self) -> None:
         """Forget what came after the last checkpoint."""
         self.score = self._saved_score
-        self.run.rewind(partial(os.truncate, length=self._saved_bytes))
-
-    def _note_size(self) -> None:
-        if self._writes:
-            self._saved_bytes = (self.run.folder / names.METRICS_FILE).stat().st_size
+        self.run.rewind()
 
     def write_crash(self, crash: Crash, global_step: int) -> str:
         """Leave a crash file; returns where it is or why it is not, in words."""
@@ -219,7 +243,8 @@ class AgentLog:
     def save_policy(self) -> None:
         """Write policy.safetensors. A full disk is a warning."""
         try:
-            save_policy(self.run.folder, self.agent.state_dict(), self.facts)
+            facts = {**self.facts, names.RUN_ID: self.run.run_id}
+            save_policy(self.run.folder, self.agent.state_dict(), facts)
         except OSError as error:
             self.say([f"warning: no policy.safetensors was written ({error})"])
 
@@ -261,19 +286,18 @@ def open_log(
 
 
 def open_run(facts: Mapping[str, Any], say: Callable[[str], None], origin: resume.Origin | None) -> Run:
-    """A new run folder or, with an origin, the one that the run goes on in, cut back to the checkpoint.
+    """A new run folder or, with an origin, the one that the run goes on in, in which nothing is changed yet.
 
     Raises:
         ValueError: as `Run` does.
     """
     if origin is None:
         return Run.from_flags(facts, say)
-    step = origin.checkpoint.progress.global_step
-    # In this order, so that a kill in between leaves no checkpoint whose rows are gone.
-    checkpoint.supersede(origin.run / "checkpoints", step)
-    truncate_rows(origin.run / names.METRICS_FILE, step)
-    (origin.run / names.RESULT_FILE).unlink(missing_ok=True)  # a run that goes on has no result yet
-    return Run.from_flags(facts, say, origin.run, origin.checkpoint.wandb_id)
+    run = Run.from_flags(facts, say, origin.run, origin.checkpoint.wandb_id, origin.standing.run_id)
+    if snapshot_of(origin.run) != origin.seen:
+        run.close()
+        raise ValueError(f"--resume: {origin.run} has gone on in the meantime; try again")
+    return run
 
 
 def header(facts: Mapping[str, Any], folder: Path) -> list[str]:

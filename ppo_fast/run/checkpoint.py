@@ -12,7 +12,8 @@ flush, fsync, rename, fsync the folder, and only then delete what is too old. So
 that `save` has returned for is on the disk, whole. `torch.load(path, weights_only=True)` reads it without this module.
 
 **Nothing but data.** `save` takes tensors and plain types only and `load` unpickles with `weights_only=True`, after the
-checksum agreed and from the very bytes that were checked. The checksum finds damage; it is not a signature.
+checksum agreed and from the very bytes that were checked. The checksum finds damage; it is not a signature: whoever
+makes a file can make it right. So nothing is unpacked that is larger than the file.
 
 One process (rank 0) writes to a folder. What a training program puts into a checkpoint is in state.py, how one is found
 again in find.py.
@@ -23,18 +24,20 @@ import io
 import os
 import re
 import shutil
+import zipfile
 from collections import OrderedDict
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from ppo_fast import names
-from ppo_fast.run.files import sync_folder, temporary_name, write_atomically
+from ppo_fast import names, reading
+from ppo_fast.writing import new_file, refuse_link, sync_folder, temporary_name, write_atomically
 
 PLAIN_TYPES = (type(None), bool, int, float, str, bytes)
 NAME = re.compile(r"checkpoint-(\d+)\.pt")
 BEST = "best.pt"
+SUPERSEDED = "superseded-"
 COMMENT = b"ppo_fast sha256 "
 COMMENT_SIZE = len(COMMENT) + 64
 
@@ -85,19 +88,26 @@ def save(folder: Path, step: int, payload: dict[str, Any], keep: int = 3) -> Pat
     """
     assert keep >= 1 and step >= 0 and type(payload) is dict
     folder.mkdir(parents=True, exist_ok=True)
+    refuse_link(folder)
     path = folder / f"checkpoint-{step:012d}.pt"
     write_atomically(path, _serialise(payload))
     supersede(folder, step)
     for _, other in checkpoints_in(folder)[keep:]:
-        other.unlink()
+        other.unlink(missing_ok=True)
+    for other_step, other in _numbered(folder, SUPERSEDED):
+        if other_step <= step:
+            other.unlink(missing_ok=True)
     return path
 
 
 def supersede(folder: Path, step: int) -> None:
-    """Rename the checkpoints in `folder` of steps later than `step` to superseded-*: training went back before them."""
+    """Rename the checkpoints in `folder` of steps later than `step` to superseded-*: training went back before them.
+
+    They are deleted once training has come as far again, and its own checkpoint is on the disk.
+    """
     later = [path for other_step, path in checkpoints_in(folder) if other_step > step]
     for path in later:
-        path.replace(path.with_name(f"superseded-{path.name}"))
+        path.replace(path.with_name(f"{SUPERSEDED}{path.name}"))
     if later:
         sync_folder(folder)
 
@@ -131,9 +141,10 @@ def _link_or_copy(path: Path, other: Path) -> None:
     try:
         os.link(path, other)
     except OSError:
-        shutil.copyfile(path, other)
-        with other.open("rb+") as file:
-            os.fsync(file.fileno())
+        with path.open("rb") as source, new_file(other) as target:
+            shutil.copyfileobj(source, target)
+            target.flush()
+            os.fsync(target.fileno())
 
 
 def _serialise(payload: dict[str, Any]) -> bytes:
@@ -154,15 +165,12 @@ def load(path: Path) -> dict[str, Any]:
         DamagedCheckpoint: truncated, altered, not ours, or holding anything but tensors and plain types.
         OSError: it cannot be read.
     """
-    data = path.read_bytes()
-    body = data[:-COMMENT_SIZE]
-    comment = data[-COMMENT_SIZE:]
-    if not comment.startswith(COMMENT) or not body.startswith(b"PK"):
-        raise DamagedCheckpoint(f"{path}: truncated, or not a checkpoint of ppo_fast ({len(data)} bytes)")
-    if comment[len(COMMENT) :] != hashlib.sha256(body).hexdigest().encode():
-        raise DamagedCheckpoint(f"{path}: the checksum does not match its contents ({len(data)} bytes)")
+    data = _checked(path)
     try:
-        payload = plain(torch.load(io.BytesIO(data), map_location="cpu", weights_only=True))
+        _check_archive(data)
+        payload = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
+        _check_size(payload, len(data))
+        payload = plain(payload)
     except MemoryError:
         raise
     except Exception as error:
@@ -174,11 +182,61 @@ def load(path: Path) -> dict[str, Any]:
     return payload
 
 
+def _checked(path: Path) -> bytes:
+    """The bytes of a checkpoint whose checksum agrees. Of a file that does not end like one no more is read."""
+    file, size = reading.open_file(path, reading.CHECKPOINT)
+    with file:
+        head = file.read(2)
+        file.seek(max(0, size - COMMENT_SIZE))
+        comment = file.read(COMMENT_SIZE)
+        if head != b"PK" or not comment.startswith(COMMENT):
+            raise DamagedCheckpoint(f"{path}: truncated, or not a checkpoint of ppo_fast ({size} bytes)")
+        file.seek(0)
+        data = file.read(size)
+    if comment[len(COMMENT) :] != hashlib.sha256(data[:-COMMENT_SIZE]).hexdigest().encode():
+        raise DamagedCheckpoint(f"{path}: the checksum does not match its contents ({size} bytes)")
+    return data
+
+
+def _check_archive(data: bytes) -> None:
+    """ValueError where the archive is packed, as `torch.save` never does: a few bytes may become gigabytes."""
+    with zipfile.ZipFile(io.BytesIO(data)) as archive:
+        entries = archive.infolist()
+    if any(entry.compress_type != zipfile.ZIP_STORED for entry in entries):
+        raise ValueError("it is compressed")
+    if sum(entry.file_size for entry in entries) > len(data):
+        raise ValueError("its parts overlap")
+
+
+def _check_size(payload: Any, size: int) -> None:
+    """ValueError where something was put together from more items or bytes than a file of so many bytes can name.
+
+    A list may hold itself or another one a thousand times, and a tensor may have a billion elements that are one.
+    """
+    left = size
+    rest = [payload]
+    while rest:
+        value = rest.pop()
+        left -= value.numel() * value.element_size() if isinstance(value, torch.Tensor) else 1
+        if left < 0:
+            raise ValueError("its contents are larger than the file")
+        if isinstance(value, dict):
+            rest.extend(value)
+            rest.extend(value.values())
+        elif isinstance(value, (list, tuple)):
+            rest.extend(value)
+
+
 def checkpoints_in(folder: Path) -> list[tuple[int, Path]]:
     """(step, path) of each checkpoint in `folder`, newest step first; best.pt is not among them."""
+    return _numbered(folder, "")
+
+
+def _numbered(folder: Path, prefix: str) -> list[tuple[int, Path]]:
+    """The same of the files that are named like a checkpoint behind a prefix."""
     found = []
-    for path in folder.glob("checkpoint-*.pt"):
-        match = NAME.fullmatch(path.name)
+    for path in folder.glob(f"{prefix}checkpoint-*.pt"):
+        match = NAME.fullmatch(path.name.removeprefix(prefix))
         if match is not None:
             found.append((int(match[1]), path))
     return sorted(found, reverse=True)

@@ -47,8 +47,9 @@ class Crash:
     def from_plain(cls, plain: Mapping[str, Any]) -> "Crash":
         """ValueError where `plain`, which may be data from anywhere, is not what a crash file holds."""
         missing = [name for name, kind in PARTS.items() if not isinstance(plain.get(name), kind)]
-        tensors = plain.get("tensors") or ()
-        if "theta" not in tensors or "step" not in tensors:
+        tensors = plain.get("tensors")
+        tensors = tensors if isinstance(tensors, dict) else {}
+        if not all(isinstance(x, Tensor) for x in tensors.values()) or not {"theta", "step"} <= tensors.keys():
             missing.append("parameters")
         if missing:
             raise ValueError(f"not what a run leaves when it breaks down: it has no {' and no '.join(missing)}")

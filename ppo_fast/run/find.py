@@ -3,14 +3,15 @@
 What is found is data from anywhere. Whether a program can go on from it is for resume.py to say.
 """
 
-import json
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ppo_fast import names
+from ppo_fast import jsonl, names, reading
 from ppo_fast.run.checkpoint import BEST, DamagedCheckpoint, checkpoints_in, load
+
+Snapshot = tuple[tuple[str, int, int], ...]  # name, time of the last change and size of each checkpoint
 
 
 class Found(NamedTuple):
@@ -24,6 +25,8 @@ class Found(NamedTuple):
     """Its contents, tensors on the CPU."""
     skipped: list[str]
     """One line for each damaged checkpoint that was passed over."""
+    seen: Snapshot
+    """The checkpoints that were there before it was read."""
 
 
 def latest(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
@@ -36,7 +39,7 @@ def latest(folder: Path) -> tuple[Path, dict[str, Any], list[str]]:
         DamagedCheckpoint: there are, and none is valid.
     """
     candidates = [path for _, path in checkpoints_in(folder)]
-    if (folder / BEST).is_file():
+    if (folder / BEST).exists():
         candidates.append(folder / BEST)
     if not candidates:
         raise FileNotFoundError(f"{folder}: no checkpoint here")
@@ -98,16 +101,28 @@ def find_in(path: Path) -> Found:
         DamagedCheckpoint: nothing valid is there.
         OSError: nothing is there, or it cannot be read.
     """
-    if path.is_file():
+    if path.exists() and not path.is_dir():
         folder = path.resolve().parent
         run = folder.parent if folder.name == "checkpoints" else folder
-        return Found(run, path, load(path), [])
+        snapshot = snapshot_of(run)
+        return Found(run, path, load(path), [], snapshot)
     if not path.is_dir():
         raise FileNotFoundError(f"{path} is neither a run folder, a checkpoint file nor 'latest'")
     folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
     run = folder.parent if folder.name == "checkpoints" else folder
+    snapshot = snapshot_of(run)
     newest, payload, skipped = latest(folder)
-    return Found(run, newest, payload, skipped)
+    return Found(run, newest, payload, skipped, snapshot)
+
+
+def snapshot_of(run: Path) -> Snapshot:
+    """The checkpoints of a run as they are now: equal to an earlier snapshot where no process has saved one since."""
+    found: list[tuple[str, int, int]] = []
+    for _, path in checkpoints_in(run / "checkpoints"):
+        with suppress(OSError):  # pruned just now
+            facts = path.stat()
+            found.append((path.name, facts.st_mtime_ns, facts.st_size))
+    return tuple(found)
 
 
 def runs_by_age(root: Path) -> list[Path]:
@@ -115,18 +130,18 @@ def runs_by_age(root: Path) -> list[Path]:
     ages: dict[Path, int] = {}
     for path in root.glob("*/checkpoints/checkpoint-*.pt"):
         run = path.parent.parent
-        with suppress(FileNotFoundError):  # pruned just now by a run that is still going
+        with suppress(OSError):  # such as one that was pruned just now by a run that is still going
             ages[run] = max(ages.get(run, 0), path.stat().st_mtime_ns)
     return sorted(ages, key=lambda run: (ages[run], run.name), reverse=True)
 
 
 def _is_at_its_end(run: Path) -> bool:
-    """Whether a run's result.json is there and says nothing of a stop. ValueError where it is no JSON."""
+    """Whether a run's result.json is there and says nothing of a stop. OSError where it can't be read."""
     path = run / names.RESULT_FILE
     if not path.exists():
         return False
-    result = json.loads(path.read_text())
-    return not isinstance(result, dict) or "stopped" not in result
+    result = jsonl.json_object(reading.read_bytes(path, reading.SMALL))
+    return result is None or "stopped" not in result
 
 
 def _has_flags(payload: Mapping[str, Any], like: Mapping[str, Any]) -> bool:

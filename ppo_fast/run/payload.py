@@ -3,6 +3,8 @@
 The file holds a dictionary of tensors and plain types, in this layout since the first version:
 
     program    the module that trained, such as "ppo_fast.train"
+    run_id     of the run; not there in files of earlier versions
+    rows       the tally of the rows before (rows.Tally); likewise
     format     FORMAT
     flags      the flags of the run, by field name
     progress   Progress and Score side by side, and "wandb_id"
@@ -16,6 +18,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
+
+from ppo_fast import names
+from ppo_fast.run.rows import Tally
 
 # Counts up when the same tensors mean something else: 2 since the weights of few inputs stand input by input in theta.
 FORMAT = 2
@@ -96,6 +101,10 @@ class Checkpoint:
     wandb_id: str | None = None
     """Of the run in Weights & Biases; None without one."""
     format: int = FORMAT
+    run_id: str | None = None
+    """Of the run; None in a file of an earlier version."""
+    rows: Tally | None = None
+    """Of the rows in metrics.jsonl before it; likewise."""
 
     def to_plain(self) -> dict[str, Any]:
         """What stands in the file."""
@@ -103,13 +112,18 @@ class Checkpoint:
         progress["best"] = self.score.best
         progress["recent"] = [self.score.returns, self.score.episodes]
         progress["wandb_id"] = self.wandb_id
-        return {
+        plain = {
             "flags": self.flags,
             "progress": progress,
             "ranks": [rank.to_plain() for rank in self.ranks],
             "program": self.program,
             "format": self.format,
         }
+        if self.run_id is not None:
+            plain[names.RUN_ID] = self.run_id
+        if self.rows is not None:
+            plain["rows"] = self.rows.to_plain()
+        return plain
 
     @classmethod
     def from_plain(cls, plain: Mapping[str, Any]) -> "Checkpoint":
@@ -131,6 +145,8 @@ class Checkpoint:
             ranks=[RankState.from_plain(rank) for rank in plain["ranks"]],
             wandb_id=progress["wandb_id"],
             format=plain["format"],
+            run_id=plain.get(names.RUN_ID),
+            rows=Tally.from_plain(plain.get("rows")),
         )
 
 
@@ -138,7 +154,13 @@ def policy_in(plain: Mapping[str, Any]) -> tuple[dict[str, Tensor], dict[str, An
     """What a checkpoint of any version says of its policy: its tensors by name, and the flags with the "program".
 
     Raises:
-        KeyError: naming what is missing.
+        KeyError: naming what is missing, or is something else.
     """
-    facts = {**plain["flags"], "program": plain["program"]}
-    return plain["ranks"][0]["tensors"], facts
+    if not isinstance(plain["flags"], dict):
+        raise KeyError("flags")
+    ranks = plain["ranks"]
+    first = ranks[0] if isinstance(ranks, list) and ranks else None
+    tensors = first.get("tensors") if isinstance(first, dict) else None
+    if not isinstance(tensors, dict) or not all(isinstance(x, Tensor) for x in tensors.values()):
+        raise KeyError("tensors")
+    return tensors, {**plain["flags"], "program": plain["program"]}

@@ -8,16 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ppo_fast.run.find import Found
+from ppo_fast.run import folder, identity, programs
+from ppo_fast.run.find import Found, Snapshot
 from ppo_fast.run.flags import Flag, flags_of
 from ppo_fast.run.payload import FORMAT, Checkpoint
+from ppo_fast.run.policy import first_not_finite
+from ppo_fast.run.rows import Tally
 from ppo_fast.run.run_flags import saved_flags
 
-# Flags that may differ when a run goes on, besides W&B's. Any other would make it another run.
-CHANGEABLE = (
-    *("total_timesteps", "eval_episodes", "capture_video", "quiet", "profile", "track", "tensorboard", "run_root"),
-    *("save_interval", "keep_checkpoints", "max_runtime", "on_nan", "env_timeout", "env_restarts", "resume", "preset"),
-)
 # Flags of one process, which the next does not inherit.
 NOT_KEPT = ("max_runtime", "resume", "quiet", "profile")
 # What a checkpoint must hold, and of which types, and what of that its progress.
@@ -46,10 +44,14 @@ class Origin:
     checkpoint: Checkpoint
     skipped: list[str]
     """One line for each damaged checkpoint that was passed over."""
+    seen: Snapshot
+    """The checkpoints that were there before it was read."""
+    standing: folder.Standing
+    """What is known of the run folder."""
 
 
-def origin_of(found: Found, program: str) -> Origin:
-    """The origin of a run of `program`.
+def origin_of(found: Found, program: str, args_type: type) -> Origin:
+    """The origin of a run of `program`, whose flags are `args_type`. Nothing is changed in the run folder.
 
     Raises:
         ValueError: "--resume: can't go on from ...", with the reason.
@@ -57,7 +59,16 @@ def origin_of(found: Found, program: str) -> Origin:
     reason = reason_against(found.payload, program)
     if reason is not None:
         raise ValueError(f"--resume: can't go on from {found.path}: {reason}")
-    return Origin(found.run, found.path, Checkpoint.from_plain(found.payload), found.skipped)
+    saved = Checkpoint.from_plain(found.payload)
+    names = tuple(flag.field for flag in flags_of(args_type).values())
+    try:
+        known = folder.standing(found.run, found.path, saved, names)
+    except ValueError as problem:
+        raise ValueError(f"--resume: can't go on from {found.path}: {problem}") from problem
+    except OSError as problem:
+        where = problem.filename or found.run
+        raise ValueError(f"--resume: can't go on in {found.run}: {where}: {problem.strerror}") from problem
+    return Origin(found.run, found.path, saved, found.skipped, found.seen, known)
 
 
 def reason_against(payload: Mapping[str, Any], program: str) -> str | None:
@@ -72,18 +83,22 @@ def reason_against(payload: Mapping[str, Any], program: str) -> str | None:
             return f"it has no {name}"
     if payload["program"] != program:
         return f"it is of {payload['program']}, not of {program}"
-    if payload.get("format") != FORMAT:
+    if type(payload.get("format")) is not int or payload["format"] != FORMAT:
         return "another version of ppo_fast wrote it"
     progress = payload["progress"]
     for name, types in PROGRESS.items():
         if name not in progress or type(progress[name]) not in types:
             return f"its progress has no {name}"
-    if len(progress["recent"]) != 2:
+    if [type(number) in (int, float) for number in progress["recent"]] != [True, True]:
         return "its progress has no recent"
     if progress["iteration"] < 0 or progress["global_step"] < 0:
         return "its progress is below 0"
     if not payload["ranks"] or not all(_is_rank_state(rank) for rank in payload["ranks"]):
         return "it has no training state"
+    if type(payload.get("run_id")) not in (str, type(None)):
+        return "its run_id is no text"
+    if payload.get("rows") is not None and Tally.from_plain(payload["rows"]) is None:
+        return "its rows are no tally of rows"
     return None
 
 
@@ -98,7 +113,7 @@ def _is_rank_state(rank: object) -> bool:
 
 
 def misfit(tensors: Mapping[str, Tensor], agent: nn.Module) -> str | None:
-    """The first of a checkpoint's learned tensors that is missing or not of this agent's shape; None where all fit.
+    """What of a checkpoint's learned tensors is missing or does not fit this agent, in words; None where all fit.
 
     Args:
         agent: its parameters are views of one flat vector.
@@ -113,8 +128,36 @@ def misfit(tensors: Mapping[str, Tensor], agent: nn.Module) -> str | None:
         if name in in_policy:
             wanted[f"agent.{name}"] = buffer.shape
     for name, shape in wanted.items():
-        if name not in tensors or tensors[name].shape != shape:
-            return name
+        if name not in tensors:
+            return f"it has no {name}"
+        if tensors[name].shape != shape:
+            return f"its {name} does not fit this configuration"
+    bad = first_not_finite({name: tensors[name] for name in wanted})
+    return None if bad is None else f"its {bad} holds NaN or infinity"
+
+
+def check_names(tensors: Mapping[str, Tensor], wanted: Mapping[str, Tensor]) -> None:
+    """ValueError naming the first of the wanted tensors that a checkpoint lacks, or has other kinds of numbers for."""
+    for name, x in wanted.items():
+        if name not in tensors:
+            raise ValueError(f"it has no {name}")
+        if not torch.can_cast(tensors[name].dtype, x.dtype):
+            raise ValueError(f"its {name} holds {tensors[name].dtype}, not {x.dtype}")
+
+
+def too_small(flags: Any, origin: Origin) -> str | None:
+    """Why a checkpoint can't be of a run with these flags, in words; None where it may be.
+
+    A crafted file may ask for gigabytes of networks and environments: this is found out before they are made.
+    """
+    ranks = origin.checkpoint.ranks
+    count = ranks[0].tensors["theta"].numel()
+    if programs.least_parameters(flags) > count:
+        return f"it has only {count:,} parameters, too few for its flags"
+    places = [rank.tensors["obs"] for rank in ranks if "obs" in rank.tensors]
+    envs = sum(len(obs) for obs in places if obs.ndim)
+    if len(places) == len(ranks) and envs != flags.num_envs:
+        return f"it is of {envs:,} environments, not of {flags.num_envs:,} as its flags say"
     return None
 
 
@@ -140,8 +183,7 @@ def flags(args: Any, saved: Mapping[str, Any], run: Path, given: Collection[str]
         if flag.field in given:
             new[flag.field] = getattr(args, flag.field)
     for name, value in new.items():
-        may_change = name in CHANGEABLE or name.startswith("wandb_")
-        if not may_change and name in kept and value != kept[name]:
+        if not identity.may_change(name) and name in kept and value != kept[name]:
             raise ValueError(f"{_flag(name)}: is {kept[name]} in {run} and can't change when a run goes on")
     return replace(args, **{**kept, **new})
 
@@ -163,6 +205,7 @@ def lines(origin: Origin, backend: str, world_size: int, num_iterations: int) ->
     """What to say of a run that goes on from `origin`, in so many processes and iterations."""
     progress = origin.checkpoint.progress
     said = [f"warning: passed over {line}" for line in origin.skipped]
+    said += [f"warning: {note}" for note in origin.standing.notes]
     said.append(f"resumed       at step {progress.global_step:,} from {origin.path}")
     if progress.iteration >= num_iterations:
         said.append("complete      nothing is left to train; a larger --total-timesteps goes on")

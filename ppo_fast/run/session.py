@@ -24,6 +24,7 @@ from typing import Any, NamedTuple, Self
 from gymnasium import spaces
 from torch import nn
 
+from ppo_fast import names
 from ppo_fast.algorithm.statistics import Metrics
 from ppo_fast.engine import plan, process
 from ppo_fast.engine.iteration import EXECUTION_KNOWN, Execution, Iteration
@@ -37,7 +38,7 @@ from ppo_fast.run.cli import program_of
 from ppo_fast.run.console import Console
 from ppo_fast.run.crash import Crash
 from ppo_fast.run.interrupt import StopSignal
-from ppo_fast.run.payload import Progress, RankState
+from ppo_fast.run.payload import Checkpoint, Progress, RankState
 from ppo_fast.run.settle import Beginning
 from ppo_fast.run.stopwatch import Stopwatch
 from ppo_fast.stops import Stopped
@@ -152,7 +153,7 @@ class Session:
         """Open the console and the run folder and say what runs; returns how the iterations are to run.
 
         Raises:
-            ValueError: the checkpoint is not of such an agent, or there is no room for a run folder.
+            ValueError: the checkpoint is not of such an agent, or the run folder can't be made or gone on in.
         """
         self._stack.callback(envs.close)
         self._action_space = envs.single_action_space
@@ -160,7 +161,7 @@ class Session:
         if origin is not None:
             wrong = resume.misfit(origin.checkpoint.ranks[0].tensors, agent)
             if wrong is not None:
-                raise ValueError(f"--resume: {origin.path}: its {wrong} does not fit this configuration")
+                raise ValueError(f"--resume: can't go on from {origin.path}: {wrong}")
         parameters = sum(parameter.numel() for parameter in agent.parameters())
         self._plan = how = plan.decide(self.args, self.ranks.device, parameters)
         facts = self._facts(envs, parameters, f"{how.mode} ({how.reason})")
@@ -337,26 +338,46 @@ class Session:
         return self._saved
 
     def _restore(self, iteration: Iteration, origin: resume.Origin) -> None:
-        """Go on where a checkpoint was saved, in as many processes or in another number."""
-        saved = origin.checkpoint
-        self.progress = saved.progress
+        """Go on where a checkpoint was saved, in as many processes or in another number.
+
+        Nothing is changed in the run folder before all of it fits, in every process.
+
+        Raises:
+            ValueError: it does not, or the folder can't be written to.
+        """
+        self.progress = origin.checkpoint.progress
         seed = (self._share.seed + 7919 * (self.progress.iteration + 1)) % 2**31
-        if len(saved.ranks) == self.ranks.world_size:
-            own = saved.ranks[self.ranks.rank]
-            iteration.load(own.to_plain())
-            randomness.set_rng_state(own.rng)
-        else:  # what belongs to the environments of one process stays out
-            first = saved.ranks[0]
-            learned = iteration.state.learned
-            tensors = {name: x for name, x in first.tensors.items() if name in learned}
-            iteration.load(replace(first, tensors=tensors).to_plain())
-            for generator in iteration.generators:
-                generator.manual_seed(seed)
-            seed_process(seed)
+        try:
+            self._load(iteration, origin.checkpoint, seed)
+        except ValueError as problem:
+            raise ValueError(f"--resume: can't go on from {origin.path}: {names.first_line(problem)}") from problem
+        except (KeyError, TypeError, RuntimeError) as problem:  # what a crafted file makes libraries raise
+            reason = names.kind_and_line(problem)
+            raise ValueError(f"--resume: can't go on from {origin.path}: {reason}") from problem
         if iteration.restart is not None:
             iteration.restart(seed)
+        self.ranks.barrier()
+        self.log.go_on(origin, is_complete=self.progress.iteration >= self.args.num_iterations)
         self._note_saved(iteration)
         self.log.recall()
+
+    def _load(self, iteration: Iteration, saved: Checkpoint, seed: int) -> None:
+        """Take over a checkpoint's tensors and generators. An exception of any kind where they don't fit."""
+        if len(saved.ranks) == self.ranks.world_size:
+            own = saved.ranks[self.ranks.rank]
+            resume.check_names(own.tensors, iteration.state.saved())
+            iteration.load(own.to_plain())
+            randomness.set_rng_state(own.rng)
+            return
+        first = saved.ranks[0]
+        learned = iteration.state.learned
+        resume.check_names(first.tensors, learned)
+        tensors = {name: x for name, x in first.tensors.items() if name in learned}
+        # What belongs to the environments of one process stays out.
+        iteration.load(replace(first, tensors=tensors).to_plain())
+        for generator in iteration.generators:
+            generator.manual_seed(seed)
+        seed_process(seed)
 
     # ---------------------------------------------------------------- NaN and infinity
 

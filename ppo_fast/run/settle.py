@@ -42,9 +42,13 @@ def settle(args: Any) -> tuple[Any, Beginning]:
         render_without_a_display()
     found = _find(args)
     if found is not None:
-        origin = resume.origin_of(found, program_of(args))
+        origin = resume.origin_of(found, program_of(args), type(args))
         given = named or {field.name for field in fields(args) if getattr(args, field.name) != _default(field)}
-        return resume.flags(args, origin.checkpoint.flags, origin.run, given), Beginning(origin)
+        settled = resume.flags(args, origin.checkpoint.flags, origin.run, given)
+        wrong = resume.too_small(settled, origin)
+        if wrong is not None:
+            raise ValueError(f"--resume: can't go on from {origin.path}: {wrong}")
+        return settled, Beginning(origin)
     if named is None or not args.preset or not args.has_presets:
         return args, Beginning()
     tuned = {name: value for name, value in presets.flags(args.env_id).items() if name not in named}

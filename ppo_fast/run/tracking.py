@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,12 +22,13 @@ from typing import Any, Protocol, Self
 
 from ppo_fast import names
 from ppo_fast.names import first_line, jsonable
-from ppo_fast.run import wandb_twin
+from ppo_fast.run import identity, wandb_twin
 from ppo_fast.run.board_twin import BoardTwin, summary_writer
-from ppo_fast.run.files import write_atomically
-from ppo_fast.run.rows import Row, RowFile, read_metrics
+from ppo_fast.run.lock import FolderLock
+from ppo_fast.run.rows import Mark, Row, RowFile, Tally, read_metrics
 from ppo_fast.run.twins import Guarded, Say
 from ppo_fast.run.wandb_twin import WandbFlags
+from ppo_fast.writing import own_folder, try_out, write_atomically
 
 Draw = Callable[[Path, list[dict[str, Any]]], object]  # draws curves.png in the run folder from its rows
 
@@ -47,6 +49,22 @@ class Record(Protocol):
         """Of the W&B run, to go on with it later; None without one."""
         ...
 
+    @property
+    def run_id(self) -> str | None:
+        """What its files know each other by; None where it leaves none."""
+        ...
+
+    def go_on(self, cut_back: Callable[[Path], object]) -> None:
+        """Open a resumed run: until then nothing has been changed in its folder.
+
+        Args:
+            cut_back: called with the folder first; leaves it as it was with the checkpoint.
+
+        Raises:
+            ValueError: `--resume: ...`, the folder can't be written to.
+        """
+        ...
+
     def log(self, row: Row) -> None:
         """Append one row to metrics.jsonl, handed to the system when this returns, and to W&B and TensorBoard.
 
@@ -58,8 +76,12 @@ class Record(Protocol):
         """The rows of metrics.jsonl so far."""
         ...
 
-    def rewind(self, cut: Callable[[Path], object]) -> None:
-        """Let `cut(path)` shorten metrics.jsonl, as a rollback does, and go on behind what it leaves."""
+    def remember(self) -> Tally | None:
+        """Note where metrics.jsonl ends now, for `rewind`; what a checkpoint keeps of its rows."""
+        ...
+
+    def rewind(self) -> None:
+        """Take back the rows after the last `remember`, as a rollback does."""
         ...
 
     def log_video(self, path: Path, global_step: int) -> None:
@@ -95,11 +117,14 @@ class Run(Record):
         wandb: where and under which names; see `wandb_twin.start`.
         tensorboard: whether a TensorBoard event file in tensorboard/ gets the rows too.
         say: called with a line of text for every warning and for the place of the W&B run.
-        resume_folder: a run folder to go on in, instead of a new one: config.json stays as it is, rows are appended to
-            metrics.jsonl, which the caller has cut back to the checkpoint. W&B and TensorBoard get those they lack.
+        resume_folder: a run folder to go on in, instead of a new one. It is locked, and nothing is changed there before
+            `go_on`. Then config.json stays as it is, rows are appended to metrics.jsonl, which has been cut back to the
+            checkpoint, and W&B and TensorBoard get those they lack.
+        run_id: of the run in that folder; a new run makes its own.
 
     Raises:
-        ValueError: `--run-root: ...` or, without its package, `--tensorboard: ...`. Nothing has been written then.
+        ValueError: `--run-root: ...`, `--resume: ...` or, without its package, `--tensorboard: ...`. Nothing has been
+            written then.
     """
 
     wandb_id: str | None = None
@@ -117,29 +142,45 @@ class Run(Record):
         tensorboard: bool = False,
         say: Say = print,
         resume_folder: Path | None = None,
+        run_id: str | None = None,
     ) -> None:
         self._say = say
         self._disk_failed = False
         self._twins: list[Guarded] = []
+        self._row_file: RowFile | None = None
+        self._mark: Mark | None = None
+        self._lock: FolderLock | None = None
+        self._tensorboard = tensorboard
+        self._wandb = (wandb or WandbFlags()) if track else None
         if tensorboard:
             summary_writer()  # raises before anything is written
-        clean_config = jsonable(config)
-        if resume_folder is None:
-            self._folder = _new_folder(Path(root), f"{_safe(env_id)}__{_safe(exp_name)}__{seed}__{int(time.time())}")
-            self._write_json("config.json", clean_config)
-        else:
+        self._run_id = run_id or identity.new_id()
+        self._config = {**jsonable(config), names.RUN_ID: self._run_id}
+        if resume_folder is not None:
             self._folder = resume_folder
-        self._row_file = RowFile(self.folder / names.METRICS_FILE)
-        if tensorboard:
-            self._twins.append(Guarded(BoardTwin(self.folder / "tensorboard"), say))
-        if track:
-            self._track(wandb or WandbFlags(), clean_config)
-        for row in self.rows():
-            self._log_to_twins(row)
+            self._take(resume_folder)
+            return
+        self._folder = _new_folder(Path(root), f"{_safe(env_id)}__{_safe(exp_name)}__{seed}__{int(time.time())}")
+        try:
+            self._lock = FolderLock(self._folder)
+            self._write_json(names.CONFIG_FILE, self._config)
+            self._open()
+        except OSError as error:
+            self.close(exit_code=1)
+            shutil.rmtree(self._folder, ignore_errors=True)
+            reason = error.strerror or error
+            raise ValueError(f"--run-root: cannot write to {self._folder}: {reason}") from error
 
     @classmethod
-    def from_flags(cls, config: Row, say: Say, resume_folder: Path | None = None, wandb_id: str | None = None) -> Self:
-        """The run of a program whose `config` holds its flags under their own names. Resumed with the last two."""
+    def from_flags(
+        cls,
+        config: Row,
+        say: Say,
+        resume_folder: Path | None = None,
+        wandb_id: str | None = None,
+        run_id: str | None = None,
+    ) -> Self:
+        """The run of a program whose `config` holds its flags under their own names. Resumed with the last three."""
         flags = {name: config[f"wandb_{name}"] for name in WandbFlags._fields if name != "run_id"}
         return cls(
             root=config["run_root"],
@@ -152,6 +193,7 @@ class Run(Record):
             tensorboard=config["tensorboard"],
             say=say,
             resume_folder=resume_folder,
+            run_id=run_id,
         )
 
     @property
@@ -159,27 +201,42 @@ class Run(Record):
         """The run's folder, which did not exist before unless the run is resumed."""
         return self._folder
 
+    @property
+    def run_id(self) -> str:
+        return self._run_id
+
+    def go_on(self, cut_back: Callable[[Path], object]) -> None:
+        try:
+            cut_back(self.folder)
+            self._complete_config()
+            self._open()
+        except OSError as error:
+            raise ValueError(f"--resume: cannot write to {self.folder}: {error.strerror or error}") from error
+
     def log(self, row: Row) -> None:
         clean = jsonable(row)
         with self._disk_may_fail():
-            self._row_file.append(clean)
+            self._open_rows.append(clean)
         self._log_to_twins(clean)
 
     def rows(self) -> list[dict[str, Any]]:
         return read_metrics(self.folder)
 
-    def rewind(self, cut: Callable[[Path], object]) -> None:
-        self._row_file.close()
+    def remember(self) -> Tally:
+        self._mark = self._open_rows.mark()
+        return self._open_rows.tally()
+
+    def rewind(self) -> None:
+        assert self._mark is not None, "remember notes where to"
         with self._disk_may_fail():
-            cut(self._row_file.path)
-        self._row_file.open()
+            self._open_rows.rewind(self._mark)
 
     def log_video(self, path: Path, global_step: int) -> None:
         for twin in self._twins:
             twin.log_video(path, global_step)
 
     def finish(self, result: Row, draw: Draw | None = None) -> None:
-        clean = jsonable(result)
+        clean = {**jsonable(result), names.RUN_ID: self._run_id}
         self._write_json(names.RESULT_FILE, clean)
         for twin in self._twins:
             twin.finish(clean)
@@ -191,14 +248,52 @@ class Run(Record):
         self.close()
 
     def close(self, exit_code: int = 0) -> None:
-        self._row_file.close()
+        if self._row_file is not None:
+            self._row_file.close()
         for twin in self._twins:
             twin.close(exit_code)
+        if self._lock is not None:
+            self._lock.release()
 
     def subfolder(self, name: str) -> Path:
-        path = self.folder / name
-        path.mkdir(exist_ok=True)
-        return path
+        return own_folder(self.folder / name)
+
+    @property
+    def _open_rows(self) -> RowFile:
+        assert self._row_file is not None, "a resumed run is opened by go_on"
+        return self._row_file
+
+    def _take(self, folder: Path) -> None:
+        """Lock a folder that is there, and see that it can be written to. ValueError("--resume: ...") otherwise."""
+        try:
+            self._lock = FolderLock(folder)
+            try_out(folder)
+            if (folder / "checkpoints").exists():
+                try_out(folder / "checkpoints")
+        except BlockingIOError as error:
+            raise ValueError(f"--resume: {folder} is in use: another process trains there") from error
+        except OSError as error:
+            self.close(exit_code=1)
+            raise ValueError(f"--resume: cannot write to {folder}: {error.strerror or error}") from error
+
+    def _open(self) -> None:
+        """Open metrics.jsonl and the twins, which get the rows that are there."""
+        self._row_file = RowFile(self.folder / names.METRICS_FILE)
+        if self._lock is not None and not self._lock.is_held:
+            self._say(f"warning: {self.folder} can't be locked here: start no second process in it")
+        if self._tensorboard:
+            self._twins.append(Guarded(BoardTwin(own_folder(self.folder / "tensorboard")), self._say))
+        if self._wandb is not None:
+            self._track(self._wandb, self._config)
+        for row in self.rows():
+            self._log_to_twins(row)
+
+    def _complete_config(self) -> None:
+        """Give config.json the run's id where it has none, or write it where it is missing."""
+        before = identity.config_of(self.folder)
+        if before is None or identity.id_in(before) is None:
+            whole = self._config if before is None else {**before, names.RUN_ID: self._run_id}
+            write_json(self.folder / names.CONFIG_FILE, jsonable(whole))
 
     def _track(self, flags: WandbFlags, config: Row) -> None:
         """Start the W&B run, if W&B can be started at all."""
@@ -230,6 +325,10 @@ class NoRun(Record):
     """Leaves nothing behind: for every process but the first of a distributed run."""
 
     wandb_id: str | None = None
+    run_id: str | None = None
+
+    def go_on(self, cut_back: Callable[[Path], object]) -> None:
+        pass
 
     @property
     def folder(self) -> Path:
@@ -241,7 +340,10 @@ class NoRun(Record):
     def rows(self) -> list[dict[str, Any]]:
         return []
 
-    def rewind(self, cut: Callable[[Path], object]) -> None:
+    def remember(self) -> None:
+        pass
+
+    def rewind(self) -> None:
         pass
 
     def log_video(self, path: Path, global_step: int) -> None:

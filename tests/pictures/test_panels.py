@@ -10,7 +10,7 @@ import pytest
 from drawn_runs import groups_of, write_three_runs
 from run_folders import config, make_row, write_run
 
-from ppo_fast import jsonl, names
+from ppo_fast import jsonl, names, reading
 from ppo_fast.pictures.panels import PANELS, draw_figure, plot_curves, short_number
 
 COLUMNS = [panel.column for panel in PANELS]
@@ -33,14 +33,14 @@ BROKEN_FILES = {
 @pytest.mark.parametrize("text", BROKEN_FILES.values(), ids=BROKEN_FILES.keys())
 def test_curves_survive_a_broken_file(tmp_path, text):
     (tmp_path / "metrics.jsonl").write_text(text)
-    assert plot_curves(tmp_path, jsonl.read(tmp_path / "metrics.jsonl").rows) is True
+    assert plot_curves(tmp_path, jsonl.rows_of(reading.lines(tmp_path / "metrics.jsonl")).rows) is True
     assert (tmp_path / "curves.png").read_bytes().startswith(PNG)
 
 
 @pytest.mark.parametrize("text", ["", "\n\n", '{"global_st', '{"charts/SPS": 5}\n', '{"global_step": null}\n'])
 def test_no_row_no_picture(tmp_path, text):
     (tmp_path / "metrics.jsonl").write_text(text)
-    assert plot_curves(tmp_path, jsonl.read(tmp_path / "metrics.jsonl").rows) is False
+    assert plot_curves(tmp_path, jsonl.rows_of(reading.lines(tmp_path / "metrics.jsonl")).rows) is False
     assert not (tmp_path / "curves.png").exists()
 
 

@@ -92,6 +92,8 @@ BAD_WORDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("on-nan",): ("ignore", "1", ""),
     ("compile",): ("fast", "true", ""),
     ("precision",): ("fp16", "32", ""),
+    ("action-bounds",): ("scale", "-1 1", ""),
+    ("hide",): ("-1", "1.5", "position", "0 -1"),
     ("wandb-mode",): ("disabled", ""),
     ("cuda", "track", "quiet", "capture-video", "anneal-lr", "norm-adv", "norm-obs", "norm-reward"): ("maybe",),
     ("clip-vloss", "shared-backbone", "torch-deterministic"): ("2", ""),
@@ -280,7 +282,7 @@ CHECKPOINTS: dict[str, tuple[Spoil, str]] = {
     "other observations": (with_tensor("agent.normalize_obs.shift", torch.zeros(7)), "does not fit"),
     "no statistics": (
         lambda payload: payload["ranks"][0]["tensors"].pop("agent.normalize_obs.shift"),
-        "its agent.normalize_obs.shift does not fit",
+        "it has no agent.normalize_obs.shift",
     ),
     "other layers": (with_flag("hidden_sizes", (9,)), "its theta does not fit"),
     "env_id by number": (with_flag("env_id", 5), "holds a wrong --env-id: must be a text, got 5"),

@@ -365,9 +365,11 @@ def test_going_back_and_being_killed_at_once_loses_no_row(tmp_path: Path, monkey
         with pytest.raises(KeyboardInterrupt):
             train(Args(resume=str(older)))
     assert find.latest(run / "checkpoints")[0] == older
+    assert len(list((run / "checkpoints").glob("superseded-*"))) == 4
     train(Args(resume=str(run)))
     assert [row["global_step"] for row in whole_rows(run)[0]] == [16 * (i + 1) for i in range(6)]
-    assert len(list((run / "checkpoints").glob("superseded-*"))) == 4
+    # Those of the other future are gone, once this one has come as far.
+    assert not list((run / "checkpoints").glob("superseded-*"))
 
 
 def test_the_best_mark_survives(tmp_path: Path) -> None:

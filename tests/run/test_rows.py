@@ -1,11 +1,12 @@
 """metrics.jsonl: rows are appended whole, a torn one costs no other, and a file is cut back to a checkpoint."""
 
 import json
+import os
 
 import pytest
 from run_folders import make_row
 
-from ppo_fast.run.rows import RowFile, read_metrics, truncate_rows
+from ppo_fast.run.rows import RowFile, Tally, read_metrics, reason_against, truncate_rows
 
 
 class FullDisk:
@@ -77,10 +78,66 @@ def test_appending_goes_on_behind_what_another_file_holds(tmp_path):
         rows.append(make_row(step))
     rows.close()
     truncate_rows(rows.path, 1)  # puts another file under the old name
-    rows.open()
-    rows.append(make_row(2))
-    rows.close()
+    again = RowFile(rows.path)
+    again.append(make_row(2))
+    again.close()
     assert steps(tmp_path) == [1, 2]
+
+
+def test_a_copy_made_of_hard_links_stays_as_it_is(tmp_path):
+    """As `cp -al` makes them: what is appended to one would stand in the other, too."""
+    rows = RowFile(tmp_path / "metrics.jsonl")
+    rows.append(make_row(1))
+    rows.close()
+    copy = tmp_path / "copy"
+    os.link(rows.path, copy)
+    assert truncate_rows(rows.path, 9) == 0
+    again = RowFile(rows.path)
+    again.append(make_row(2))
+    again.close()
+    assert len(copy.read_text().splitlines()) == 1 and steps(tmp_path) == [1, 2]
+
+
+def test_rows_are_known_again_and_what_is_missing_is_told(tmp_path):
+    rows = RowFile(tmp_path / "metrics.jsonl")
+    for step in range(1, 6):
+        rows.append(make_row(step))
+        if step == 4:
+            tally = rows.tally()
+    rows.close()
+    path, lines = rows.path, rows.path.read_text().splitlines(keepends=True)
+
+    def said(text):
+        if text is None:
+            path.unlink()
+        else:
+            path.write_text(text)
+        return reason_against(path, 4, tally, 4), reason_against(path, 4, None, 4)
+
+    assert said("".join(lines)) == (None, None)
+    assert said("".join(lines[:4]) + lines[4][:9]) == (None, None)  # torn by a kill
+    assert said("".join(lines[:2]) + "torn\n" + "".join(lines[2:])) == (None, None)  # by a full disk
+    for missing in ("", lines[4]):
+        for reason in said(missing):
+            assert reason is not None and "has no row up to step 4: 4 rows are lost" in reason
+    for hole in (lines[1:], lines[:3], lines[:1] + lines[3:]):
+        for reason in said("".join(hole)):
+            assert reason is not None and "that were written" in reason
+    reason = said("".join([*lines[:2], lines[2].replace("1.5", "1.6"), *lines[3:]]))[0]
+    assert reason is not None and "is not as it was" in reason
+    for reason in said(None):
+        assert reason is not None and "is missing: 4 rows are lost" in reason
+    path.write_text("".join(json.dumps(make_row(step, other=step)) + "\n" for step in range(1, 6)))
+    with pytest.raises(ValueError, match="is of another run"):
+        reason_against(path, 4, tally, 4)
+
+
+TALLIES = ("null", "[1]", '{"count": 1}', '{"count": "1", "digest": "", "first": "", "last": ""}')
+
+
+@pytest.mark.parametrize("text", TALLIES)
+def test_only_a_tally_is_taken_for_one(text):
+    assert Tally.from_plain(json.loads(text)) is None
 
 
 def row(step):

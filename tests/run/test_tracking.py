@@ -30,12 +30,13 @@ def test_a_finished_run_leaves_the_whole_folder(tmp_path):
         run.finish({"eval/mean_return": 500.0, "seconds": {"train": 1.0}}, draw)
     assert re.fullmatch(r"CartPole-v1__train__3__\d{10}", run.folder.name)
     assert sorted(path.name for path in run.folder.iterdir()) == [
+        ".lock",
         "config.json",
         "curves.png",
         "metrics.jsonl",
         "result.json",
     ]
-    assert json.loads((run.folder / "config.json").read_text()) == {"gamma": 0.99}
+    assert json.loads((run.folder / "config.json").read_text()) == {"gamma": 0.99, "run_id": run.run_id}
     assert json.loads((run.folder / "result.json").read_text())["seconds"] == {"train": 1.0}
     assert (run.folder / "curves.png").read_text() == "2 rows"
     assert said == []
@@ -104,6 +105,7 @@ def test_config_of_nested_and_unknown_types(tmp_path):
     run = make_run(tmp_path, config=config)
     run.close()
     assert json.loads((run.folder / "config.json").read_text()) == {
+        "run_id": run.run_id,
         "sizes": [64, 64],
         "path": "a/b",
         "device": "cpu",
@@ -171,27 +173,28 @@ def test_a_resumed_run_goes_on_in_its_folder(tmp_path):
     assert second.folder == first.folder
     assert len(list(tmp_path.iterdir())) == 1
     assert [r["global_step"] for r in read_metrics(first.folder)] == [64, 128]
-    assert json.loads((first.folder / "config.json").read_text()) == {"gamma": 0.99}
+    assert json.loads((first.folder / "config.json").read_text()) == {"gamma": 0.99, "run_id": first.run_id}
     assert (first.folder / "result.json").exists()
 
 
-def test_a_rollback_takes_rows_back(tmp_path):
+def test_a_rollback_takes_rows_back(tmp_path, monkeypatch):
     said = []
 
-    def cut(path):
-        (tmp_path / "short").write_text(json.dumps(make_row(1)) + "\n")
-        (tmp_path / "short").replace(path)  # another file under the old name, as an atomic write leaves it
-
-    def fail(path):
+    def fail(*_):
         raise OSError(28, "No space left on device")
 
     with make_run(tmp_path / "runs", said) as run:
-        for step in (1, 2, 3):
+        run.log(make_row(1))
+        tally = run.remember()
+        for step in (2, 3):
             run.log(make_row(step))
-        run.rewind(cut)
+        run.rewind()
+        assert run.remember() == tally
         run.log(make_row(2))
         assert [r["global_step"] for r in run.rows()] == [1, 2]
-        run.rewind(fail)
+        with monkeypatch.context() as full:
+            full.setattr(os, "ftruncate", fail)
+            run.rewind()
         run.log(make_row(3))
     assert [r["global_step"] for r in read_metrics(run.folder)] == [1, 2, 3]
     assert len(said) == 1 and "No space left" in said[0]
@@ -201,7 +204,9 @@ def test_no_run_leaves_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with NoRun() as run:
         run.log(make_row(1))
-        run.rewind(lambda path: pytest.fail("nothing to cut"))
+        assert run.remember() is None
+        run.rewind()
+        run.go_on(lambda folder: pytest.fail("nothing to cut"))
         assert run.rows() == []
         run.log_video(tmp_path / "greedy.mp4", 1)
         run.finish({"eval/mean_return": 1.0}, lambda *_: pytest.fail("nothing to draw"))
@@ -253,7 +258,7 @@ def test_a_full_disk_is_said_once_and_training_goes_on(tmp_path, monkeypatch):
     assert line.startswith(f"warning: cannot write to {run.folder}")
     assert "No space left on device" in line and "gaps" in line
     assert [r["global_step"] for r in read_metrics(run.folder)] == [3]
-    assert sorted(path.name for path in run.folder.iterdir()) == ["config.json", "metrics.jsonl"]
+    assert sorted(path.name for path in run.folder.iterdir()) == [".lock", "config.json", "metrics.jsonl"]
 
 
 def test_a_picture_that_cannot_be_drawn_does_not_fail_the_run(tmp_path):

@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from ppo_fast.run.files import temporary_name, write_atomically
+from ppo_fast.writing import temporary_name, write_atomically
 
 
 def test_a_file_that_cannot_be_written_keeps_what_it_held(tmp_path, monkeypatch):
