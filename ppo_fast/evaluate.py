@@ -13,12 +13,15 @@ A policy file names the program that trained it, whose Args and Agent are used; 
 and the module of the environment, where its id names one.
 """
 
+import contextlib
 import dataclasses
 import json
 import math
 import os
 import re
 import sys
+import time
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Annotated, Any, Literal, NamedTuple
@@ -58,6 +61,10 @@ class Args:
     """number of episodes, one an environment; 100, and 3 in a window, unless given"""
     policy: Literal["both", "greedy", "sampled"] = "both"
     """the most likely actions, actions drawn from the policy, or both one after the other"""
+    max_steps: Annotated[int | None, Range(1)] = None
+    """steps of an episode, at most; the run's --eval-max-steps unless given"""
+    seconds: Annotated[float | None, Range(0, above=True)] = None
+    """seconds of playing, at most; the run's --eval-seconds unless given"""
     backend: str | None = None
     """tensor, entry_point, sync or async; unless given, sync: Gymnasium's own environment, where there is one"""
     seed: Annotated[int | None, Range(0, 2**31)] = None
@@ -257,17 +264,42 @@ def figures_of(episodes: play.Episodes, seed: int) -> dict[str, float | int]:
     return {**episodes.figures(""), "mean_return_low": float(low), "mean_return_high": float(high)}
 
 
-def play_with(agent: Any, policy: str, envs: Environments, seed: int) -> dict[str, dict[str, float | int]]:
+def as_many_as_may_be(args: Args, flags: Any, device: torch.device, number: int) -> Environments:
+    """So many environments or, where there may not be as many at a time, as the training had."""
+    try:
+        return make_envs(args, flags, device, number)
+    except environments.EnvironmentFault:
+        if number <= flags.num_envs:
+            raise
+    return make_envs(args, flags, device, flags.num_envs)
+
+
+def play_with(
+    agent: Any, policy: str, envs: Environments, seed: int, episodes: int, limits: play.Limits
+) -> dict[str, dict[str, float | int]]:
     """Figures of the greedy or the sampled policy or "both", played as a training program's last evaluation does."""
     generator = torch.Generator(envs.device).manual_seed(seed)
-    ways = {"greedy": play.greedy(agent), "sampled": play.sampled(agent, generator)}  # each for one call of `play`
-    play_on_one_thread = process.with_threads(play.play, 1)
+    ways = {"greedy": partial(play.greedy, agent), "sampled": partial(play.sampled, agent, generator)}
+    play_on_one_thread = process.with_threads(play.play_in_rounds, 1)
     figures = {}
-    for name, act in ways.items():
+    for name, begin in ways.items():
         if policy in (name, "both"):
-            episodes = play_on_one_thread(envs, act, seed + play.EVAL_SEED)
-            figures[name] = figures_of(episodes, seed)
+            own_limits = limits.half() if policy == "both" and name == "greedy" else limits
+            played = play_on_one_thread(envs, begin, seed + play.EVAL_SEED, episodes, own_limits)
+            figures[name] = figures_of(played, seed)
     return figures
+
+
+def limits_of(args: Args, flags: Any) -> play.Limits:
+    """What bounds the playing: flags of this program, else the run's. Long playing says on stderr how far it is."""
+    steps = args.max_steps or flags.eval_max_steps
+    seconds = args.seconds or flags.eval_seconds
+    return play.Limits(steps, time.monotonic() + seconds, _tell)
+
+
+def _tell(over: int, step: int) -> None:
+    with contextlib.suppress(OSError):
+        print(f"{over} episodes are over, the others at step {step:,}", file=sys.stderr, flush=True)
 
 
 def film(args: Args, flags: Any, agent: Any, device: torch.device, seed: int, folder: Path) -> Path:
@@ -279,7 +311,7 @@ def film(args: Args, flags: Any, agent: Any, device: torch.device, seed: int, fo
         return films.record(envs, agent, seed, folder / f"evaluate-seed{seed}.mp4")
     except OSError as problem:
         raise ValueError(f"--video: can't write to {folder}: {problem.strerror or problem}") from problem
-    except ValueError as problem:
+    except (ValueError, environments.EnvironmentFault) as problem:
         raise ValueError(f"--video: {_without_flag(str(problem))}") from problem
 
 
@@ -291,7 +323,7 @@ def watch(args: Args, flags: Any, agent: Any, seed: int) -> None:
     try:
         envs = make_envs(args, flags, torch.device("cpu"), 1, render_mode="human")
         for i in range(args.episodes or WINDOW_EPISODES):
-            figures = play_with(agent, policy, envs, seed + i)[policy]
+            figures = play_with(agent, policy, envs, seed + i, 1, play.Limits())[policy]
             said = f"return {figures['mean_return']:.2f}  length {figures['mean_length']:.0f}"
             say(f"episode {i + 1}  {said}")
         envs.close()
@@ -323,11 +355,12 @@ def lines(result: dict[str, Any]) -> list[str]:
 def _in_words(figures: dict[str, float | int]) -> str:
     """The figures of one way to act, in a line."""
     x = figures
+    unfinished = x.get("unfinished")  # by --max-steps or --seconds
     interval = f"[{x['mean_return_low']:.2f}, {x['mean_return_high']:.2f}]" if x["episodes"] > 1 else "none"
     return (
         f"{x['mean_return']:.2f} +- {x['std_return']:.2f} over {x['episodes']} episodes   "
         f"95 % interval of the mean {interval}   min {x['min_return']:.2f}   max {x['max_return']:.2f}   "
-        f"length {x['mean_length']:.1f}"
+        f"length {x['mean_length']:.1f}{f'   unfinished {unfinished}' if unfinished else ''}"
     )
 
 
@@ -349,7 +382,7 @@ def evaluate(args: Args) -> dict[str, Any]:
     device = process.prepare(dataclasses.replace(flags, cuda=on_gpu, precision=precision))
     seed = flags.seed if args.seed is None else args.seed
     with randomness.seeded(seed + play.EVAL_SEED):  # as a training program's last evaluation begins
-        envs = make_envs(args, flags, device, 1 if window else args.episodes or EPISODES)
+        envs = as_many_as_may_be(args, flags, device, 1 if window else args.episodes or EPISODES)
         agent = rebuild_agent(program, flags, policy, envs)
         if window:
             watch(args, flags, agent, seed)
@@ -367,7 +400,7 @@ def results(args: Args, policy: Policy, flags: Any, agent: Any, envs: Environmen
     found: dict[str, Any] = {"policy": str(policy.path), "env_id": flags.env_id, "backend": envs.backend, "seed": seed}
     if args.video:  # first: what can't be filmed is told before many episodes are played
         found["video"] = str(film(args, flags, agent, envs.device, seed, policy.folder))
-    found |= play_with(agent, args.policy, envs, seed)
+    found |= play_with(agent, args.policy, envs, seed, args.episodes or EPISODES, limits_of(args, flags))
     envs.close()
     return found
 

@@ -23,6 +23,8 @@ AGAIN = 0.5  # seconds after which a call that did not end is interrupted again
 class _TooLong(BaseException):
     """Raised in the midst of a call that takes too long; nothing that code usually catches."""
 
+    is_of_signal = True  # see stops.py
+
 
 def close_all(envs: Sequence[Any], seconds: float = CLOSING) -> None:
     """Close all of these, whatever their close() raises. One that hangs is given up. Either is a warning.
@@ -78,7 +80,7 @@ def _interrupted(seconds: float, function: Callable[[], Any], before: Any) -> An
             before(signum, frame)
 
     def watch() -> None:
-        wait = seconds
+        wait = min(seconds, threading.TIMEOUT_MAX)
         while not done.wait(wait):
             over.set()
             signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGALRM)
@@ -110,7 +112,7 @@ def _left_behind(seconds: float, function: Callable[[], Any]) -> Any:
 
     caller = threading.Thread(target=call, name="time limit", daemon=True)
     caller.start()
-    caller.join(seconds)
+    caller.join(min(seconds, threading.TIMEOUT_MAX))
     if problems:
         raise problems[0]
     if not results:

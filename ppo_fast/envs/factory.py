@@ -298,7 +298,7 @@ def _adapt(remake: Callable[[], VectorEnv], wanted: _Wanted) -> HostVectorEnv:
         return HostVectorEnv(
             envs, wanted.device, wanted.backend, wanted.env_id, remake, wanted.action_bounds, wanted.hide
         )
-    except ValueError:
+    except BaseException:
         envs.close()
         raise
 

@@ -103,9 +103,13 @@ class Block:
         self._at[0] = first
         self._indices = range(first, first + len(makers))
         self._envs: list[gymnasium.Env] = []
-        for index, maker in zip(self._indices, makers, strict=True):
-            with self._blaming(index), quiet_models():
-                self._envs.append(maker())
+        try:
+            for index, maker in zip(self._indices, makers, strict=True):
+                with self._blaming(index), quiet_models():
+                    self._envs.append(maker())
+        except BaseException:
+            self.close()  # those that are there: a simulator may allow only so many
+            raise
 
     def reset(self, seeds: Sequence[int | None], mask: np.ndarray | None, options: dict[str, Any] | None) -> None:
         """Start new episodes: in all environments, or where mask (N,) holds; seeds is one for each of the vector."""

@@ -248,6 +248,10 @@ class AgentLog:
         except OSError as error:
             self.say([f"warning: no policy.safetensors was written ({error})"])
 
+    def write_result(self, result: Mapping[str, Any]) -> None:
+        """Write result.json, which `finish` writes anew."""
+        self.run.write_result(result)
+
     def finish(self, result: Mapping[str, Any], measured: Sequence[str], picture: Beside) -> None:
         """Write the result, see to it that the picture is drawn, and print the summary with lines about the speed."""
         self.run.finish(result, lambda *_: picture.insist())

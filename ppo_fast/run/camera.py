@@ -16,6 +16,7 @@ from torch import nn
 from ppo_fast.run import film
 from ppo_fast.run.beside import Beside
 
+FILM_SECONDS = 600.0  # that the end of a run waits for a film
 CLOSING = 2.0  # seconds that films which are under way get at the end of a run that was stopped
 
 
@@ -61,7 +62,7 @@ class Camera:
         actor: Any = agent
         if next(agent.parameters()).is_cuda:
             actor = copy.deepcopy(agent).cpu()  # a forked process must not touch the GPU
-        work = Beside(lambda: film.record(make(), actor, seed, path, max_steps), "camera", niceness)
+        work = Beside(lambda: film.record(make(), actor, seed, path, max_steps), "camera", niceness, FILM_SECONDS)
         self._films.append(_UnderWay(work, path, done))
         if work.process is None:  # it was made at once
             self._hand_over(self._films[-1:])

@@ -1,12 +1,17 @@
 """Play whole episodes with a policy: an evaluation that no short episode can bias."""
 
+import math
+import time
 from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from ppo_fast.envs import Environments
+from ppo_fast.envs.seeds import spread_seeds
 from ppo_fast.run import randomness
 
 # Added to a run's seed for its evaluation: episodes that training has not seen.
@@ -14,6 +19,8 @@ EVAL_SEED = 1_000_000
 
 # Episodes that are looked at on a GPU only now and then: a look stalls it.
 STEPS_BETWEEN_LOOKS = 32
+
+SECONDS_BETWEEN_TELLS = 5.0
 
 Act = Callable[[Tensor], Tensor]  # observations (N, *S) to actions (N, ...)
 
@@ -48,6 +55,7 @@ class Episodes(NamedTuple):
 
     returns: Tensor  # (N,) f64, undiscounted sums of the environment's own rewards
     lengths: Tensor  # (N,) i64, steps
+    unfinished: int = 0  # of them had not ended, and count with what they had gathered
 
     def figures(self, prefix: str) -> dict[str, float | int]:
         """Mean, standard deviation (of the episodes, not of the mean), extremes and count, as in result.json."""
@@ -58,11 +66,35 @@ class Episodes(NamedTuple):
             f"{prefix}max_return": float(self.returns.max()),
             f"{prefix}mean_length": float(self.lengths.double().mean()),
             f"{prefix}episodes": len(self.returns),
+            **({f"{prefix}unfinished": self.unfinished} if self.unfinished else {}),
         }
 
 
+@dataclass(frozen=True)
+class Limits:
+    """What bounds the playing, for environments that never end an episode; and who is told how far it is."""
+
+    steps: int = 100_000
+    """of an episode; what it has gathered until then is its return"""
+    end: float = math.inf
+    """when no more is played, by `time.monotonic`; episodes that go on then count with what they have"""
+    tell: Callable[[int, int], object] = lambda over, step: None
+    """takes, now and then, how many episodes are over, and the steps of those that go on"""
+
+    def are_over(self) -> bool:
+        """Whether it is time to end."""
+        return time.monotonic() > self.end
+
+    def half(self) -> "Limits":
+        """The same for half of the time that is left."""
+        now = time.monotonic()
+        return replace(self, end=now + (self.end - now) / 2)
+
+
 @torch.no_grad()
-def play(envs: Environments, act: Act, seed: int, max_steps: int = 1_000_000) -> Episodes:
+def play(
+    envs: Environments, act: Act, seed: int | list[int], max_steps: int = 100_000, limits: Limits | None = None
+) -> Episodes:
     """The first episode of each of N freshly reset environments.
 
     One episode per environment, the long ones too: counting episodes as they end would favour the short ones.
@@ -70,20 +102,59 @@ def play(envs: Environments, act: Act, seed: int, max_steps: int = 1_000_000) ->
     Args:
         envs: an environment of `ppo_fast.envs.make`.
         act: observations (N, *S) to actions (N, ...).
-        seed: of the reset, and of the generators that a process shares, which are put back afterwards.
+        seed: of the reset, and of the generators that a process shares, which are put back afterwards; or one for each
+            environment.
         max_steps: for environments that never end an episode; what was gathered until then is the return.
+        limits: these and others, instead of `max_steps`.
     """
-    with randomness.seeded(seed):
-        return _first_episodes(envs, act, seed, max_steps)
+    with randomness.seeded(seed if isinstance(seed, int) else seed[0]):
+        return _first_episodes(envs, act, seed, limits or Limits(max_steps))
 
 
-def _first_episodes(envs: Environments, act: Act, seed: int, max_steps: int) -> Episodes:
+def play_in_rounds(envs: Environments, begin: Callable[[], Act], seed: int, episodes: int, limits: Limits) -> Episodes:
+    """As many episodes as are wanted of the environments that there are, one an environment and round.
+
+    They are those that so many environments would have played, where each has a seed of its own.
+
+    Args:
+        begin: gives what acts, anew for each round.
+        limits: fewer episodes are played where it is time to end.
+    """
+    if episodes == envs.num_envs:
+        return play(envs, begin(), seed, limits=limits)
+    seeds = spread_seeds(seed, episodes)
+    rounds: list[Episodes] = []
+    for first in range(0, episodes, envs.num_envs):
+        if rounds and limits.are_over():
+            break
+        own = [seeds[(first + i) % episodes] for i in range(envs.num_envs)]
+        count = min(envs.num_envs, episodes - first)
+        rest = replace(limits, tell=partial(_tell_of_all, limits.tell, first))
+        seen = play(envs, begin(), own if _takes_seeds(envs) else own[0], limits=rest)
+        rounds.append(Episodes(seen.returns[:count], seen.lengths[:count], min(seen.unfinished, count)))
+    returns, lengths, unfinished = zip(*rounds, strict=True)
+    return Episodes(torch.cat(returns), torch.cat(lengths), sum(unfinished))
+
+
+def _tell_of_all(tell: Callable[[int, int], object], before: int, over: int, step: int) -> None:
+    """Tell of a round, with the episodes of those before it."""
+    tell(before + over, step)
+
+
+def _takes_seeds(envs: Environments) -> bool:
+    """Whether each environment takes a seed of its own."""
+    return isinstance(getattr(envs, "spread", lambda seed: seed)(0), list)
+
+
+def _first_episodes(envs: Environments, act: Act, seed: int | list[int], limits: Limits) -> Episodes:
     """What `play` returns."""
-    obs = envs.reset(seed=seed)[0]
+    resettable: Any = envs  # those on the host take a seed each
+    obs = resettable.reset(seed=seed)[0]
     returns = torch.zeros(envs.num_envs, dtype=torch.float64, device=envs.device)
     lengths = torch.zeros(envs.num_envs, dtype=torch.int64, device=envs.device)
     running = torch.ones(envs.num_envs, dtype=torch.bool, device=envs.device)
-    for step in range(max_steps):
+    tell_at = time.monotonic() + SECONDS_BETWEEN_TELLS
+    for step in range(limits.steps):
         obs, reward, terminated, truncated, _ = envs.step(act(obs))
         returns += torch.where(running, reward, 0.0)
         lengths += running
@@ -91,7 +162,12 @@ def _first_episodes(envs: Environments, act: Act, seed: int, max_steps: int) -> 
         is_looked_at = not running.is_cuda or step % STEPS_BETWEEN_LOOKS == STEPS_BETWEEN_LOOKS - 1
         if is_looked_at and not running.any():
             break
-    return Episodes(returns, lengths)
+        if limits.are_over():
+            break
+        if time.monotonic() > tell_at:
+            tell_at = time.monotonic() + SECONDS_BETWEEN_TELLS
+            limits.tell(envs.num_envs - int(running.sum()), step + 1)
+    return Episodes(returns, lengths, int(running.sum()))
 
 
 def greedy(agent: Player) -> Act:
@@ -119,16 +195,24 @@ def _remembering(agent: Player, noise_for: Callable[[Tensor], Tensor | None]) ->
     return act
 
 
-def evaluate(envs: Environments, agent: Player, seed: int) -> dict[str, float | int]:
+def evaluate(
+    envs: Environments, agent: Player, seed: int, episodes: int | None = None, limits: Limits | None = None
+) -> dict[str, float | int]:
     """An agent's figures over one episode of each environment, greedy as "eval/..." and sampled as "eval/sampled_...".
 
     Args:
-        envs: fresh environments, closed here. Their number is the number of episodes.
+        envs: fresh environments, closed here.
         agent: its actions are on the environments' device.
         seed: of the environments (moved away from the training's) and of the sampling.
+        episodes: of each kind; one an environment unless given.
+        limits: the greedy ones may take half of the time.
     """
     generator = torch.Generator(envs.device).manual_seed(seed)
-    figures = play(envs, greedy(agent), seed + EVAL_SEED).figures("eval/")
-    figures |= play(envs, sampled(agent, generator), seed + EVAL_SEED).figures("eval/sampled_")
+    limits = limits or Limits()
+    count = episodes or envs.num_envs
+    begin = partial(greedy, agent)
+    figures = play_in_rounds(envs, begin, seed + EVAL_SEED, count, limits.half()).figures("eval/")
+    begin = partial(sampled, agent, generator)
+    figures |= play_in_rounds(envs, begin, seed + EVAL_SEED, count, limits).figures("eval/sampled_")
     envs.close()
     return figures

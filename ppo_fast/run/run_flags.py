@@ -78,6 +78,10 @@ class RunFlags:
     """print warnings and one line at the end only"""
     eval_episodes: Annotated[int, Range(0)] = 100
     """episodes of the final evaluation, greedy and as many sampled; 0 skips it"""
+    eval_max_steps: Annotated[int, Range(1)] = 100_000
+    """steps of an episode of the final evaluation, at most; then it counts with what it has gathered"""
+    eval_seconds: Annotated[float, Range(0, above=True)] = 600.0
+    """seconds of the final evaluation, at most; then all episodes count with what they have gathered"""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto only where it pays within this run, else a CPU records; on a GPU CUDA graphs unless off"""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"

@@ -442,6 +442,7 @@ class Session:
         self._warn_of_unfit(execution)  # a replay may have been given up since
         picture = self.log.begin_picture()
         self.log.save_policy()
+        self._write_before_the_last_look(result)
         measured: list[str] = []
         try:
             self._stop.at_once = True  # all is saved
@@ -464,19 +465,44 @@ class Session:
         args, device = self.args, self.ranks.device
         if args.capture_video:
             self.log.film_last(self.progress.global_step)
-        if args.eval_episodes:
-            self.log.console.phase("evaluating")
-            result |= ending.evaluate(args, envs, agent, device)
+        is_fit = self._evaluate(result, envs, agent) if args.eval_episodes else True
         self.log.wait_for_films()
         self._watch.lap("eval")
         picture.wait()  # what follows wants all cores
         # Other processes don't run the iteration any more; a run that was complete already has no speed of its own.
-        if self.ranks.world_size > 1 or self.progress.iteration == self._began_at:
+        if self.ranks.world_size > 1 or self.progress.iteration == self._began_at or not is_fit:
             return []
-        result["speed"], lines = ending.measure_speed(args, envs, agent, iteration, result, self._watch.seconds)
-        if args.profile:
-            self.log.say(ending.profile(iteration, self.log.run.folder, device))
+        lines: list[str] = []
+        try:
+            result["speed"], lines = ending.measure_speed(args, envs, agent, iteration, result, self._watch.seconds)
+            if args.profile:
+                self.log.say(ending.profile(iteration, self.log.run.folder, device))
+        except ending.NotDone as problem:
+            self.log.say([f"warning: the speed was not measured: {problem}"])
         return lines
+
+    def _write_before_the_last_look(self, result: Mapping[str, Any]) -> None:
+        """Write result.json: no evaluation decides whether there is one. Whoever finds it so knows of a kill."""
+        is_last = self.over is not None or self._stop.requested
+        under_way = {} if is_last else {"stopped": "a kill during the last evaluation"}
+        self.log.write_result({**result, **under_way, "seconds": self._watch.seconds})
+
+    def _evaluate(self, result: dict[str, Any], envs: Environments, agent: Any) -> bool:
+        """Evaluate into `result`; returns whether the environments of the training can still be stepped."""
+        say = self.log.console.phase
+        say("evaluating")
+        try:
+            figures = ending.evaluate(self.args, envs, agent, self.ranks.device, say)
+        except ending.NotDone as problem:
+            again = f"python -m ppo_fast.evaluate {self.log.run.folder}"
+            self.log.say([f"warning: no evaluation: {problem}; all else is there, and {again} tries it again"])
+            result["no_evaluation"] = str(problem)
+            return envs.pure
+        result |= figures
+        cut = ending.cut_short(self.args, figures)
+        if cut is not None:
+            self.log.say([f"warning: {cut}"])
+        return envs.pure or not getattr(envs, "closed", False)
 
 
 def quarters(num_iterations: int) -> frozenset[int]:

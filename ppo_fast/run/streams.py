@@ -122,7 +122,8 @@ def prepare() -> None:
     _register()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors=READABLE)
+            with suppress(OSError):  # its descriptor leads elsewhere now, from a file to a terminal
+                stream.reconfigure(errors=READABLE)
 
 
 @contextmanager

@@ -88,6 +88,10 @@ class Record(Protocol):
         """Show an mp4 file in the W&B run, as "videos/<its name>". The file itself stays where it is."""
         ...
 
+    def write_result(self, result: Row) -> object:
+        """Write result.json as far as it is known; `finish` writes it anew."""
+        ...
+
     def finish(self, result: Row, draw: Draw | None = None) -> None:
         """Write result.json, put its eval/* figures in the W&B summary, `draw` curves.png and close everything."""
         ...
@@ -235,9 +239,13 @@ class Run(Record):
         for twin in self._twins:
             twin.log_video(path, global_step)
 
-    def finish(self, result: Row, draw: Draw | None = None) -> None:
+    def write_result(self, result: Row) -> dict[str, Any]:
         clean = {**jsonable(result), names.RUN_ID: self._run_id}
         self._write_json(names.RESULT_FILE, clean)
+        return clean
+
+    def finish(self, result: Row, draw: Draw | None = None) -> None:
+        clean = self.write_result(result)
         for twin in self._twins:
             twin.finish(clean)
         try:
@@ -347,6 +355,9 @@ class NoRun(Record):
         pass
 
     def log_video(self, path: Path, global_step: int) -> None:
+        pass
+
+    def write_result(self, result: Row) -> None:
         pass
 
     def finish(self, result: Row, draw: Draw | None = None) -> None:
