@@ -52,7 +52,7 @@ def measure(point: Point) -> dict[str, Any]:
     import torch
 
     from ppo_fast import train
-    from ppo_fast.engine import process, speed
+    from ppo_fast.engine import caches, process, speed
     from ppo_fast.engine.engine import Engine
     from ppo_fast.engine.ranks import Ranks
 
@@ -60,6 +60,8 @@ def measure(point: Point) -> dict[str, Any]:
         our_args(point, ""), env_id=point.env_id, backend=point.backend, compile="on" if point.compile else "off"
     )
     device = process.prepare(args)
+    for line in caches.for_compiled_code():
+        print(line)
     envs, agent, learner = train.setup(args, device)
     start = time.perf_counter()
     engine = Engine(args, Ranks(device), "compiled" if point.compile else "eager")

@@ -11,19 +11,21 @@ A run belongs to a configuration by its flags; the seed and where it ran do not 
 import statistics
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Literal
 
 import tyro
 
 from ppo_fast import names
+from ppo_fast.engine import caches
 from ppo_fast.pictures.configurations import group_runs, one_a_seed
 from ppo_fast.pictures.panels import draw_figure
 from ppo_fast.pictures.records import RunRecord, find_runs, read_run
 from ppo_fast.pictures.report import report
 from ppo_fast.run import cli, health
 from ppo_fast.run.flags import check_ranges, one_of, plain_args
-from ppo_fast.run.streams import say
+from ppo_fast.run.streams import complain, say
 
 FORMATS = (".png", ".svg", ".pdf")
 
@@ -106,10 +108,13 @@ def advice(runs: Sequence[RunRecord]) -> list[str]:
     return said
 
 
+@caches.home()
 def plot(args: Args) -> list[Path]:
     """Write what was asked for; returns the files. A flag or a file that can't be used is a ValueError."""
     args = plain_args(args)
     args.check()
+    for line in caches.for_pictures():
+        complain(line)
     runs = load(args.runs, Path(args.run_root))
     groups = group_runs(runs)
     title = title_of(runs)
@@ -117,14 +122,13 @@ def plot(args: Args) -> list[Path]:
     if args.out or not args.html:
         folder = runs[0].folder if len(runs) == 1 else Path()
         path = Path(args.out) if args.out else folder / "plot.png"
-        figure = draw_figure(groups, args.x, title, thresholds())
-        write("--out", path, lambda: figure.savefig(path))
+        write("--out", path, lambda: draw_figure(groups, args.x, title, thresholds()).savefig(path))
         written.append(path)
     if args.html:
         path = Path(args.html)
         said = {label: advice(members) for label, members in groups.items()}
-        text = report(groups, title, args.x, thresholds(), said)
-        write("--html", path, lambda: path.write_text(text, encoding="utf-8"))
+        draw = partial(report, groups, title, args.x, thresholds(), said)
+        write("--html", path, lambda: path.write_text(draw(), encoding="utf-8"))
         written.append(path)
     return written
 

@@ -13,13 +13,14 @@ from typing import Any
 
 import torch
 
+from ppo_fast.engine import caches
 from ppo_fast.engine.recorded import shapes
 from ppo_fast.engine.tree import tensors
 
 # For a CPU. Launches in C++; one thread, because a crew shares out whole functions (crew.py); what is costly and used
 # twice, such as tanh, is computed once; multiplications and additions fuse; minibatch indices are not checked, they
 # come from a permutation.
-CPU_OPTIONS = {
+CPU_OPTIONS: dict[str, Any] = {
     "cpp_wrapper": True,
     "cpp.threads": 1,
     "realize_opcount_threshold": 20,
@@ -60,7 +61,7 @@ class Compiled:
 
         if self._compile is None:
             weakref.finalize(self, _forget, self._function.__code__).atexit = False
-            options: Any = CPU_OPTIONS if next(tensors(args)).device.type == "cpu" else None
+            options = _options(next(tensors(args)).device)
             self._compile = torch.compile(self._function, fullgraph=True, dynamic=False, options=options)
         made: list[CodeType] = []
 
@@ -81,6 +82,15 @@ class Compiled:
     def used(self) -> bool:
         """Whether it was ever called."""
         return self._compile is not None
+
+
+def _options(device: torch.device) -> dict[str, Any] | None:
+    """How torch.compile works for a device; None for its own way."""
+    if device.type != "cpu":
+        return None
+    if caches.headers_can_be_kept():
+        return CPU_OPTIONS
+    return {**CPU_OPTIONS, "cpp_cache_precompile_headers": False}  # seconds more for each function
 
 
 def _forget(code: CodeType) -> None:

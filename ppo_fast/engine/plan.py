@@ -6,6 +6,8 @@ from typing import Literal, NamedTuple, Protocol
 
 import torch
 
+from ppo_fast.engine import caches
+
 # Measured with CartPole on 2 CPU cores (Zen 3), cold cache (benchmarks/LOG.md): seconds to compile everything, and the
 # share of a recorded iteration that compiling saves.
 COMPILE_SECONDS = 75.0
@@ -75,6 +77,9 @@ def decide(flags: Flags, device: torch.device, parameters: int) -> Plan:
     if not compiler_on_path(device):
         missing = f"torch.compile needs a compiler such as {COMPILERS[device.type]}; none is found"
         return Plan(uncompiled, f"warning: {missing}")
+    no_room = caches.no_room_for_code()
+    if no_room is not None:
+        return Plan(uncompiled, f"warning: torch.compile needs room for temporary files; {no_room}")
     if flags.compile == "on":
         return Plan("compiled", "--compile on")
     seconds = uncompiled_seconds(flags, parameters)

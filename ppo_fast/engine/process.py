@@ -1,4 +1,4 @@
-"""What belongs to the process: device, caches, threads, how fp32 products run, how large buffers are handled."""
+"""What belongs to the process: device, threads, how fp32 products run, how large buffers are handled."""
 
 import ctypes
 import functools
@@ -11,7 +11,6 @@ import sys
 import time
 import warnings
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,9 +25,6 @@ def prepare(flags: Any) -> torch.device:
     Raises:
         ValueError: `--precision: ...` when the device has no such products.
     """
-    if "TORCHINDUCTOR_CACHE_DIR" not in os.environ:
-        base = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache"))
-        os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(base / "ppo_fast" / "inductor")
     torch.backends.cudnn.deterministic = flags.torch_deterministic
     if flags.cuda and torch.cuda.is_available():
         torch.set_float32_matmul_precision("high" if flags.precision == "tf32" else "highest")

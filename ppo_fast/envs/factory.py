@@ -5,8 +5,9 @@ import difflib
 import importlib
 import inspect
 import multiprocessing
+import re
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -214,12 +215,36 @@ def _find_spec(env_id: str) -> EnvSpec | None:
     pools = envpool.all_ids()
     if env_id in pools:
         return None
-    # Of a tensor environment and its original the original is named, which `auto` takes to the other.
-    known = {candidate for candidate in gymnasium.registry if not _is_twin(candidate)}
-    near = difflib.get_close_matches(name, sorted(known.union(pools)), n=3)
+    near = _near(module, name, pools)
     if near:
         raise ValueError(f"--env-id: no environment {env_id!r}; did you mean {' or '.join(near)}?")
     raise ValueError(f"--env-id: no environment {env_id!r}; ids of other packages are written module:Env-v0")
+
+
+def _near(module: str, name: str, pools: Collection[str]) -> list[str]:
+    """Ids like `name`, written so that they can be used as they stand.
+
+    Args:
+        module: that was named with it and is imported by now, "" for none. Its ids are there only where it is named.
+        pools: envpool's ids, which stand without a module.
+    """
+    # Of a tensor environment and its original the original is named, which `auto` takes to the other.
+    known = {env_id for env_id in gymnasium.registry if not _is_twin(env_id)}
+    if not module:
+        return difflib.get_close_matches(name, sorted(known.union(pools)))
+    own = {env_id for env_id in known if _is_of(gymnasium.registry[env_id], module)}
+    for ids in (own, known - own):  # a module may register environments of others
+        near = difflib.get_close_matches(name, sorted(ids))
+        if near:
+            return [f"{module}:{env_id}" for env_id in near]
+    return difflib.get_close_matches(name, pools)
+
+
+def _is_of(spec: EnvSpec, module: str) -> bool:
+    """Whether an environment is made by something of a module, or of the package that it stands in."""
+    place = spec.entry_point or spec.vector_entry_point
+    home = place if isinstance(place, str) else getattr(place, "__module__", "")
+    return re.split(r"[.:]", home)[0] == module.split(".")[0]
 
 
 def _is_twin(env_id: str) -> bool:

@@ -26,7 +26,7 @@ from typing import Any, NamedTuple, ParamSpec, TypeVar
 import numpy as np
 import torch
 
-from ppo_fast.engine import process
+from ppo_fast.engine import caches, process
 from ppo_fast.run import randomness
 from ppo_fast.run.streams import stand_ins
 
@@ -42,7 +42,7 @@ def guest(program: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(program)
     def call(*args: P.args, **kwargs: P.kwargs) -> R:
-        with TURN.of(program.__name__), _all_put_back(), _plain_numbers(), stand_ins():
+        with TURN.of(program.__name__), _all_put_back(), _plain_numbers(), stand_ins(), caches.home():
             return program(*args, **kwargs)
 
     return call

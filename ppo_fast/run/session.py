@@ -26,7 +26,7 @@ from torch import nn
 
 from ppo_fast import names
 from ppo_fast.algorithm.statistics import Metrics
-from ppo_fast.engine import plan, process
+from ppo_fast.engine import caches, plan, process
 from ppo_fast.engine.iteration import EXECUTION_KNOWN, Execution, Iteration
 from ppo_fast.engine.ranks import Ranks
 from ppo_fast.envs import EnvironmentFault, Environments
@@ -174,7 +174,7 @@ class Session:
             self.log.say(resume.lines(origin, envs.backend, self.ranks.world_size, self.args.num_iterations))
         self._watch.lap("startup")
         if how.mode == "compiled":
-            self.log.say([f"compiling     {plan.COMPILING}"])
+            self.log.say([*caches.for_compiled_code(), f"compiling     {plan.COMPILING}"])
             self.log.console.phase("compiling")
         return how
 

@@ -43,7 +43,8 @@ def say(*lines: str) -> None:
     Raises:
         OutputLost: it takes nothing.
     """
-    show("\n".join(map(names.printable, lines)))
+    if lines:
+        show("\n".join(map(names.printable, lines)))
 
 
 def show(text: str) -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from ppo_fast.engine import plan, verify
+from ppo_fast.engine import caches, plan, verify
 from ppo_fast.engine.engine import Engine
 from ppo_fast.engine.ranks import Ranks
 from ppo_fast.run import randomness
@@ -20,7 +20,14 @@ def compare_paths(args: Any, setup: Callable, make_iteration: Callable, device: 
 
     Args:
         setup, make_iteration: a program's.
+
+    Raises:
+        ValueError: `--verify: ...` where nothing can be compiled.
     """
+    no_room = caches.no_room_for_code()
+    if no_room is not None:
+        raise ValueError(f"--verify: torch.compile needs room for temporary files; {no_room}")
+    say(*caches.for_compiled_code())
     say(f"compiling {args.env_id} ({plan.COMPILING}); then {args.verify} updates of both paths")
     ranks = Ranks(device)
     exact = replace(args, precision="fp32", compile="off")

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import ppo_fast
 from ppo_fast import names
+from ppo_fast.engine import caches
 from ppo_fast.names import first_line
 from ppo_fast.run.rows import Row
 from ppo_fast.run.twins import Say, Twin
@@ -109,6 +110,8 @@ def start(folder: Path, flags: WandbFlags, config: Row, say: Say) -> WandbTwin |
         return None
     # wandb's own error reports hold up the end of the process for 10 to 25 s when its host accepts but does not answer.
     os.environ.setdefault("WANDB_ERROR_REPORTING", "false")
+    for line in caches.for_wandb(flags.artifacts):
+        say(line)
     if mode == "online":
         try:
             return _start(folder, flags, config, say, online=True)

@@ -1,9 +1,7 @@
-"""ppo_fast.engine.process: the device, caches, threads and how products run."""
+"""ppo_fast.engine.process: the device, threads and how products run."""
 
-import os
 import warnings
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 import torch
@@ -59,17 +57,6 @@ def test_a_cpu_has_no_tf32() -> None:
 def test_deterministic_kernels_if_they_are_asked_for(wanted: bool) -> None:
     prepare(Args(cuda=False, torch_deterministic=wanted))
     assert torch.backends.cudnn.deterministic == wanted
-
-
-def test_compiled_code_is_kept_for_the_next_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """Where the user says, else among his caches; torch's own place is emptied at every start of the machine."""
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "mine")
-    prepare(Args(cuda=False))
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == "mine"
-    monkeypatch.delenv("TORCHINDUCTOR_CACHE_DIR")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    prepare(Args(cuda=False))
-    assert os.environ["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "ppo_fast" / "inductor")
 
 
 def test_a_c_library_without_mallopt_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:

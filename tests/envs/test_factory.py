@@ -1,5 +1,6 @@
 """make(): which backend is chosen, and one line for each mistake."""
 
+import re
 import subprocess
 import sys
 from typing import Any
@@ -78,6 +79,54 @@ def test_unknown_ids_come_with_near_matches():
     assert "module:Env-v0" in refusal("zzzzzzz", 2)
     assert "can't import 'no_such_module'" in refusal("no_such_module:Env-v0", 2)
     assert refusal("", 2).startswith("--env-id: no environment ''")
+
+
+ENVIRONMENTS_OF_A_MODULE = """
+import gymnasium
+from gymnasium.envs.classic_control import CartPoleEnv
+
+class Crane(CartPoleEnv):
+    pass
+
+gymnasium.register("Crane-v0", entry_point="MODULE:Crane")
+gymnasium.register("harbour/Lighthouse-v0", entry_point=Crane)
+gymnasium.register("OldCartPole-v1", entry_point="gymnasium.envs.classic_control:CartPoleEnv")
+"""
+
+
+@pytest.mark.parametrize(
+    ("wrong", "near"),
+    [
+        ("Crain-v0", "Crane-v0"),
+        ("Crane", "Crane-v0"),
+        ("Crane-v3", "Crane-v0"),
+        ("Lighthouse-v0", "harbour/Lighthouse-v0"),
+        ("OldCartPol-v1", "OldCartPole-v1"),  # which another package makes
+        ("MountainCa-v0", "MountainCar-v0"),
+    ],
+)
+@pytest.mark.parametrize("module", ["quay", "port.quay"])
+def test_what_is_suggested_after_a_module_can_be_used(module, wrong, near, tmp_path, monkeypatch):
+    """Ids of a module are there only where it is named."""
+    file = tmp_path.joinpath(*module.split(".")).with_suffix(".py")
+    file.parent.mkdir(exist_ok=True)
+    file.write_text(ENVIRONMENTS_OF_A_MODULE.replace("MODULE", module))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    known = dict(gymnasium.registry)
+    try:
+        said = refusal(f"{module}:{wrong}", 2)
+        first = re.split(r" or |\?", said.partition("did you mean ")[2])[0]
+        assert first == f"{module}:{near}", said
+        make(first, 2).close()
+    finally:
+        gymnasium.registry.clear()
+        gymnasium.registry.update(known)
+        for name in ("quay", "port.quay", "port"):
+            sys.modules.pop(name, None)
+
+
+def test_what_only_envpool_has_is_suggested_without_the_module():
+    assert "did you mean Maze-v0" in refusal("os:Mazze-v0", 2)
 
 
 @pytest.mark.parametrize("num_envs", [0, -5, 2.0, True])
