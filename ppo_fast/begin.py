@@ -49,16 +49,29 @@ def imported() -> None:
         sys.unraisablehook = say_or_interrupt_again
 
 
+def was_interrupted() -> bool:
+    """Whether the program has had its first Ctrl-C, whatever a library made of it, such as an ImportError."""
+    return signal.getsignal(signal.SIGINT) is interrupt_again
+
+
 def finished() -> None:
     """Nothing is left to do but to leave: Ctrl-C ends the process at once, and without a word."""
-    if signal.getsignal(signal.SIGINT) in (interrupt, leave):
+    # A KeyboardInterrupt that has passed through an `exec` of a text, as in SciPy's import, would make Python end the
+    # process by SIGINT instead of its exit status, whoever caught it. One that ends well makes Python forget it.
+    exec("")
+    if signal.getsignal(signal.SIGINT) in (interrupt, interrupt_again, leave):
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
 
 def interrupt(signum: int, frame: FrameType | None) -> None:
     """The first Ctrl-C of a command."""
-    signal.signal(signal.SIGINT, leave)
+    signal.signal(signal.SIGINT, interrupt_again)
     raise KeyboardInterrupt
+
+
+def interrupt_again(signum: int, frame: FrameType | None) -> None:
+    """The second one."""
+    leave(signum, frame)
 
 
 def leave(signum: int, frame: FrameType | None) -> None:

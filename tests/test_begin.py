@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 from house_rules import is_program
+from run_folders import config, write_run
 
 import ppo_fast
 from ppo_fast import begin
@@ -61,6 +62,31 @@ def test_ctrl_c_that_is_ignored_from_the_start_stays_so(tmp_path: Path) -> None:
     finally:
         signal.signal(signal.SIGINT, with_ignored)
     assert done.returncode == 1 and "interrupted" not in done.stderr  # the stub is no gymnasium
+
+
+# What SciPy's import does with an interrupt, and what an extension module makes of one.
+SWALLOWED = """
+import os, signal
+exec("os.kill(os.getpid(), signal.SIGINT); import time; time.sleep(20)")
+"""
+RENAMED = """
+import os, signal, time
+try:
+    os.kill(os.getpid(), signal.SIGINT)
+    time.sleep(20)
+except KeyboardInterrupt:
+    raise ModuleNotFoundError("No module named 'scipy'", name="scipy")
+"""
+
+
+@pytest.mark.parametrize("package", [SWALLOWED, RENAMED])
+def test_in_imports_of_a_program_at_work_too(package: str, tmp_path: Path) -> None:
+    """Status 130 is not the same as an end by SIGINT to who waits for the process, and not a missing package."""
+    (tmp_path / "scipy.py").write_text(package)
+    for name, seed in (("a", 1), ("b", 2)):
+        write_run(tmp_path, name, [{"global_step": 1, "charts/episodic_return": 1.0}], config(seed=seed))
+    done = command("compare", str(tmp_path / "a"), "--", str(tmp_path / "b"), path=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (130, "", "error: interrupted\n")
 
 
 @pytest.fixture

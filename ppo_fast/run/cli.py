@@ -112,22 +112,32 @@ def run(program: Callable[..., Any], args_type: type, description: str | None, *
         streams.flush()
         gc.freeze()  # nor the interpreter, which would take a second of its user's time at the end
     except ValueError as error:
+        if begin.was_interrupted():
+            _end_as_interrupted()
         if not _is_mistake(str(error), args_type):
             raise
         fail(str(error))
     except FloatingPointError as error:
         fail(str(error), 3)
     except KeyboardInterrupt:
-        fail("interrupted", 128 + signal.SIGINT)
+        _end_as_interrupted()
     except streams.ReaderGone:  # the reader of a --help or a table has seen enough: `| head`
         _leave_silently()
     except streams.OutputLost as error:
         fail(str(error), 1)
+    except Exception:
+        if begin.was_interrupted():
+            _end_as_interrupted()
+        raise
     finally:
         if args_type.__module__ == "__main__":  # a process of its own, which is at its end
             begin.finished()
     if isinstance(result, Mapping) and "exit_status" in result:
         raise SystemExit(result["exit_status"])
+
+
+def _end_as_interrupted() -> NoReturn:
+    fail("interrupted", 128 + signal.SIGINT)
 
 
 def _leave_silently() -> NoReturn:

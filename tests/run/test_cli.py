@@ -4,6 +4,7 @@ import subprocess
 import sys
 from dataclasses import dataclass, field
 from enum import Enum
+from importlib import import_module
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -93,6 +94,14 @@ def refused(capsys: pytest.CaptureFixture[str], argv: list[str], args_type: type
 )
 def test_flags_reach_the_program(line: str, expected: Args) -> None:
     assert parsed(line) == expected
+
+
+@pytest.mark.parametrize("program", ["train", "train_lstm"])
+@pytest.mark.parametrize("line", ["--hidden_sizes=[32, 32]", "--hidden_sizes=32 32", "--hidden_sizes=(32,32)"])
+def test_lists_as_other_programs_write_them_are_one_word(program: str, line: str) -> None:
+    """`wandb agent` hands each flag on as one word, with the list as Python or its configuration spells it."""
+    module = import_module(f"ppo_fast.{program}")
+    assert cli.parse(module.Args, [line, "--seed=3"], "").hidden_sizes == (32, 32)
 
 
 def test_the_flags_that_were_given_are_known() -> None:
