@@ -1,7 +1,7 @@
-"""How a signal ends a program: what its handler raises, so that nothing else is blamed for it.
+"""What ends a program from outside: a signal, or an environment that fails.
 
-An environment may raise anything, `SystemExit` and `KeyboardInterrupt` too: that is a fault of the environment. What is
-made here is none.
+An environment may raise anything, `SystemExit` and `KeyboardInterrupt` too: that is an EnvironmentFault. What a handler
+of a signal raises is made here, so that nothing else is blamed for it.
 
 Only the standard library is imported here.
 """
@@ -12,6 +12,26 @@ import threading
 
 class Stopped(SystemExit):
     """Raised by a first signal where there is nothing to save; its code is the exit status."""
+
+
+class EnvironmentFault(RuntimeError):
+    """An environment died, hung or raised; nothing can be done with its vector but `restart` or `close`.
+
+    Attributes:
+        index: of the environment in its vector; None where only the whole vector is known.
+        reason: what happened, e.g. "died (exit code -9)", "gave no answer for 60 s", "raised ValueError: ...".
+        trace: where the environment's code raised, as Python shows it; "" where nothing was raised.
+    """
+
+    def __init__(self, index: int | None, reason: str, trace: str = "") -> None:
+        super().__init__(index, reason, trace)  # the arguments themselves: it travels between processes
+        self.index = index
+        self.reason = reason
+        self.trace = trace
+
+    def __str__(self) -> str:
+        who = "the vector environment" if self.index is None else f"environment {self.index}"
+        return f"{who} {self.reason}"
 
 
 def interrupt() -> KeyboardInterrupt:

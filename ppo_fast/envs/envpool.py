@@ -17,7 +17,7 @@ import numpy as np
 from gymnasium import spaces
 
 from ppo_fast.envs.encoded import EncodedVectorEnv, HostStep
-from ppo_fast.envs.masks import mask_in_observation
+from ppo_fast.envs.masks import masks_in_observation
 from ppo_fast.envs.spaces import ObservationEncoder
 from ppo_fast.envs.workers import usable_cpus
 from ppo_fast.names import first_line
@@ -71,8 +71,8 @@ class EnvPoolVectorEnv(EncodedVectorEnv):
             action_space = spec.gymnasium_action_space
         if getattr(spec.config, "max_num_players", 1) > 1:
             raise ValueError(f"--env-id: {env_id} is for several players; supported is one")
-        mask_size = mask_in_observation(observation_space, action_space)
-        encoder = ObservationEncoder(_open_bounds(observation_space), env_id, mask_size)
+        masks = masks_in_observation(observation_space, action_space, env_id)
+        encoder = ObservationEncoder(_open_bounds(observation_space), env_id, masks)
         metadata = {"render_modes": ["rgb_array"]}
         super().__init__(num_envs, encoder, action_space, metadata, env_kwargs.get("render_mode"))
         limit = spec.config.max_episode_steps

@@ -20,9 +20,11 @@ from gymnasium.vector import VectorEnv
 
 from ppo_fast.envs import envpool
 from ppo_fast.envs.actions import ActionBounds
+from ppo_fast.envs.faults import blame
 from ppo_fast.envs.groups import HostGroups
 from ppo_fast.envs.host import HostVectorEnv
-from ppo_fast.envs.singles import SingleVectorEnv, find_kind
+from ppo_fast.envs.settings import theirs_of
+from ppo_fast.envs.singles import SingleVectorEnv, find_kind, made
 from ppo_fast.envs.tensor import TensorVectorEnv
 from ppo_fast.envs.workers import WorkerVectorEnv
 from ppo_fast.names import first_line
@@ -96,7 +98,7 @@ def make(
 
     Raises:
         ValueError: naming --env-id, --num-envs, --backend, --env-groups or --hide, in one line.
-        EnvironmentFault: when an environment raises, dies or hangs while it is made in a worker.
+        EnvironmentFault: when an environment's code raises, dies or hangs while it is imported or made.
     """
     if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
         raise ValueError(f"--num-envs: must be a whole number of at least 1, got {num_envs}")
@@ -206,9 +208,12 @@ def _find_spec(env_id: str) -> EnvSpec | None:
     module, _, name = env_id.rpartition(":")
     if module:
         try:
-            importlib.import_module(module)
+            with theirs_of(env_id).hold():
+                importlib.import_module(module)
         except ImportError as problem:
             raise ValueError(f"--env-id: can't import {module!r} of {env_id!r}: {first_line(problem)}") from problem
+        except BaseException as problem:
+            blame(None, problem, f"the import of {module!r}")
     spec = gymnasium.registry.get(name)
     if spec is not None:
         return spec
@@ -332,7 +337,8 @@ def _remaker(spec: EnvSpec, wanted: _Wanted) -> Callable[[], VectorEnv]:
     """What makes the environments of a host backend, as often as it is called."""
     if wanted.backend == "entry_point":
         mode = "vector_entry_point"
-        return partial(gymnasium.make_vec, spec.id, wanted.num_envs, vectorization_mode=mode, **wanted.env_kwargs)
+        make = partial(gymnasium.make_vec, spec.id, wanted.num_envs, vectorization_mode=mode, **wanted.env_kwargs)
+        return partial(made, make, None, theirs_of(wanted.env_id))
 
     if str(spec.entry_point).startswith("gymnasium.envs.mujoco"):
         with contextlib.suppress(ImportError):  # so that find_kind can keep it quiet; gymnasium tells what is missing

@@ -65,7 +65,7 @@ class HostGroup:
             yield
         except EnvironmentFault as fault:
             index = None if fault.index is None else self.first + fault.index
-            raise EnvironmentFault(index, fault.reason) from fault
+            raise EnvironmentFault(index, fault.reason, fault.trace) from fault
 
 
 class HostGroups(VectorEnv):

@@ -6,7 +6,7 @@ S observation shape, A action size.
 
 import warnings
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, NoReturn, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -18,10 +18,21 @@ from ppo_fast.envs.actions import ActionBounds
 from ppo_fast.envs.closing import close_all
 from ppo_fast.envs.contract import ActionSpace, Part, State, Step, StepResult
 from ppo_fast.envs.encoded import EncodedVectorEnv
-from ppo_fast.envs.faults import blame
-from ppo_fast.envs.masks import MASK, mask_in_info, mask_in_observation
+from ppo_fast.envs.faults import blame, is_of_environment
+from ppo_fast.envs.fitting import FIRST_RESET, Misfit, begun, dictionary, five, misfit_of, vector_numbers
+from ppo_fast.envs.masks import (
+    MASK,
+    NO_MASKS,
+    Masks,
+    check_late,
+    find_vector_masks,
+    maskable,
+    masks_in_observation,
+    vector_method,
+)
 from ppo_fast.envs.seeds import restart_seed, spread_seeds
-from ppo_fast.envs.spaces import ActionDecoder, ObservationEncoder, host_array, moved, remaining_columns
+from ppo_fast.envs.settings import theirs_of
+from ppo_fast.envs.spaces import ActionDecoder, ObservationEncoder, moved, remaining_columns
 from ppo_fast.envs.staging import Staging
 
 # Backends that take one seed for each environment. A vector entry point takes one for all.
@@ -70,9 +81,9 @@ class HostVectorEnv(VectorEnv):
         action_bounds: how Box actions get into their bounds (see actions.py).
         hide: columns of the flat observations that are left out of what is returned.
 
-    An environment that offers `info["action_mask"]` for a Discrete action space of n actions, or has it in its Dict
-    observations, gets it appended to its observations, flat (N, D + n), 1 where allowed; the attribute `mask_size` is
-    then n, else 0. It is found out by a reset here, unless `envs` has a `mask_size` itself and does it already.
+    Action masks (see masks.py) are appended to the observations, flat (N, D + n), 1 where allowed; the attribute
+    `mask_size` is then n, else 0. Whether there are such is found out by a reset here, unless `envs` has a `mask_size`
+    itself and does it already.
 
     Raises:
         ValueError: when a space is not supported (see ppo_fast.envs.spaces).
@@ -100,6 +111,8 @@ class HostVectorEnv(VectorEnv):
         self.spec_id = spec_id
         self.spec = envs.spec
         self.num_envs = envs.num_envs
+        self._theirs = theirs_of(spec_id)
+        self._masks = NO_MASKS  # that are to be added to the observations
         self._take(envs)
         self._mode = _autoreset_mode(envs)
         seen = AutoresetMode.NEXT_STEP if self._mode is AutoresetMode.NEXT_STEP else AutoresetMode.SAME_STEP
@@ -110,11 +123,12 @@ class HostVectorEnv(VectorEnv):
         self._decoder = ActionDecoder(envs.single_action_space, envs.num_envs, spec_id, action_bounds)
         own_mask_size: int | None = getattr(envs, "mask_size", None)
         if own_mask_size is None:
-            self.mask_size = _find_mask(envs)
-            if self.mask_size:
-                self._encoder = ObservationEncoder(envs.single_observation_space, spec_id, self.mask_size)
-        else:
-            self.mask_size = own_mask_size
+            self._masks = self._find_masks(envs)
+            self._encoder = ObservationEncoder(envs.single_observation_space, spec_id, self._masks)
+            self._take(envs)
+        self.mask_size = self._masks.size if own_mask_size is None else own_mask_size
+        # Where a mask would come too late. Environments of ours look for that themselves.
+        self._maskable = () if self.mask_size or self._is_ours else maskable(envs.single_action_space)
         self.columns = envs.columns if isinstance(envs, EncodedVectorEnv) else self._encoder.columns
         self.single_observation_space = self._encoder.space
         self._kept: torch.Tensor | None = None  # columns of the observation that are seen; None for all
@@ -134,6 +148,7 @@ class HostVectorEnv(VectorEnv):
         self._seed: int | list[int] | None = None
         self._restarts = 0
         self._pending: np.ndarray | None = None
+        self._steps = 0  # that were made or begun
 
     def reset(
         self, *, seed: int | list[int] | None = None, options: dict[str, Any] | None = None
@@ -231,7 +246,7 @@ class HostVectorEnv(VectorEnv):
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the environments. Workers that no longer answer are terminated: it neither raises nor hangs."""
-        if isinstance(self.envs, EncodedVectorEnv):
+        if self._is_ours:
             self.envs.close(**kwargs)  # ours, which sees to it
         elif isinstance(self.envs, AsyncVectorEnv):
             # Not made here: it waits for hung workers without a timeout, and trips over dead ones.
@@ -265,37 +280,67 @@ class HostVectorEnv(VectorEnv):
     def _take(self, envs: VectorEnv) -> None:
         """Have these environments behind it from now on."""
         self.envs = envs
+        self._steps = 0
         self._beside = envs if isinstance(envs, _StepsBeside) else None
+        self._is_ours = isinstance(envs, EncodedVectorEnv)
+        self._mask_method = vector_method(envs) if self._masks.source == "method" else None
 
     def _begin(self, seed: int | list[int] | None, options: dict[str, Any] | None) -> torch.Tensor:
         """Start new episodes: the observations (N, *S)."""
         seeds = self.spread(seed)
-        try:
-            obs, info = self.envs.reset(seed=seeds, options=None if options is None else dict(options))
-        except BaseException as problem:
-            blame(None, problem)
         mask = True if options is None else options.get("reset_mask", True)
+        try:
+            own_options = None if options is None else dict(options)
+            obs, info = begun(self._theirs.call(self.envs.reset, seed=seeds, options=own_options))
+            encoded = self._encode(obs, self._masks_now(info))
+        except BaseException as problem:
+            self._blame(problem, f"a reset after step {self._steps}" if self._steps else FIRST_RESET)
         self._ended &= ~np.asarray(mask, dtype=bool)
-        return self._seen(self._staging.send(self._encode(obs, info)))
+        return self._seen(self._staging.send(encoded))
 
     def _finish(self) -> Step:
         """Wait for the step that was begun. The tensors are new ones, and none shares memory with another."""
+        self._steps += 1
         try:
             if self._beside is None:
-                obs, reward, terminated, truncated, info = self.envs.step(self._pending)
+                result = self._theirs.call(self.envs.step, self._pending, may_change=self._steps == 1)
             else:
-                obs, reward, terminated, truncated, info = self._beside.step_wait()
+                result = self._theirs.call(self._beside.step_wait, may_change=self._steps == 1)
+            rows = self._rows_of(result)
         except BaseException as problem:
-            blame(None, problem)
-        encoded = self._encode(obs, info)
-        rows = _Rows(encoded, host_array(reward), host_array(terminated), host_array(truncated))
-        if self._mode is AutoresetMode.SAME_STEP:
-            rows = self._after_same_step(rows, info)
-        elif self._mode is AutoresetMode.NEXT_STEP:
-            rows = self._after_next_step(rows)
-        else:
-            rows = self._after_disabled(rows)
+            self._blame(problem, f"step {self._steps}")
         return self._send(rows)
+
+    def _rows_of(self, result: Any) -> _Rows:
+        """What a step gave, with the true successors, and new episodes where some ended."""
+        obs, reward, terminated, truncated, info = five(result)
+        rows = _Rows(self._encode(obs, self._masks_now(info)), reward, terminated, truncated)
+        if not self._is_ours:
+            rows = rows._replace(
+                reward=vector_numbers(reward, "reward", self.num_envs),
+                terminated=vector_numbers(terminated, "terminated", self.num_envs),
+                truncated=vector_numbers(truncated, "truncated", self.num_envs),
+            )
+        if self._mode is AutoresetMode.SAME_STEP:
+            return self._after_same_step(rows, info)
+        if self._mode is AutoresetMode.NEXT_STEP:
+            return self._after_next_step(rows)
+        return self._after_disabled(rows)
+
+    def _blame(self, problem: BaseException, when: str) -> NoReturn:
+        """Raise a fault of the environments: of one of them, where that is known."""
+        if not isinstance(problem, Misfit) and not is_of_environment(problem.__traceback__):
+            problem = self._misfit_of_singles() or problem
+        row = problem.row if isinstance(problem, Misfit) else None
+        blame(row, problem, when)
+
+    def _misfit_of_singles(self) -> Misfit | None:
+        """What is wrong with an observation that Gymnasium's SyncVectorEnv could not put together with the others."""
+        for index, obs in enumerate(getattr(self.envs.unwrapped, "_env_obs", None) or ()):
+            words = None if obs is None else misfit_of(self._encoder.source, obs)
+            if words is not None:
+                return Misfit(words, index)
+        return None
 
     # One of these follows each step.
 
@@ -328,12 +373,13 @@ class HostVectorEnv(VectorEnv):
         done = rows.done
         if not done.any():
             return rows
+        which = np.flatnonzero(done)
+        fresh = rows.obs.clone()
         try:
-            obs, info = self.envs.reset(options={"reset_mask": done.copy()})
+            obs, info = begun(self._theirs.call(self.envs.reset, options={"reset_mask": done.copy()}))
+            fresh.numpy()[done] = self._encode(obs, self._masks_now(info), which).numpy()
         except BaseException as problem:
-            blame(None, problem)
-        fresh = self._encode(obs, info)
-        fresh.numpy()[~done] = rows.obs.numpy()[~done]
+            self._blame(problem, f"a reset after step {self._steps}")
         return rows._replace(obs=fresh, final_obs=rows.obs)
 
     def _final_obs(self, info: dict[str, Any], done: np.ndarray, encoded: torch.Tensor) -> torch.Tensor:
@@ -341,16 +387,19 @@ class HostVectorEnv(VectorEnv):
         final_obs = self._staging.empty(encoded.shape).copy_(encoded)
         out = final_obs.numpy()
         given = info.get("final_obs", info.get("final_observation"))
-        masks = info.get("final_info", {})
+        if self._is_ours and given is not None:  # encoded already
+            out[done] = given[done]
+            return final_obs
+        last = dictionary(info.get("final_info", {}))
+        check_late(last, self._maskable)
+        masks = last.get(MASK) if self._masks.source == "info" else None
+        which = np.flatnonzero(done)
         if isinstance(given, np.ndarray) and given.dtype == object:
-            ended = np.flatnonzero(done)
-            if not any(given[i] is None for i in ended):
-                masks = self._action_masks(masks)
-                for i in ended:
-                    self._encoder.write_one(given[i], out[i], None if masks is None else masks[i])
+            if not any(given[index] is None for index in which):
+                self._encode_objects(given, out, masks, which)
                 return final_obs
         elif given is not None:
-            out[done] = self._encode(given, masks).numpy()[done]
+            out[done] = self._encode(given, masks, which).numpy()
             return final_obs
         self._warn_no_final_obs()
         # The state before the end is the nearest thing known to the true successor; the reset state is not near it at
@@ -370,17 +419,41 @@ class HostVectorEnv(VectorEnv):
 
     # From what the environments give to tensors on the device.
 
-    def _encode(self, obs: Any, info: dict[str, Any]) -> torch.Tensor:
-        """Batched observations, with the action masks of their info, as new host memory (N, *S), which shares nothing
-        with the environment's buffers."""
-        staged = self._staging.empty((self.num_envs, *self._encoder.space.shape))
-        self._encoder.write(obs, staged.numpy(), self._action_masks(info) if self._encoder.mask_size else None)
+    def _encode(self, obs: Any, masks: Any, which: np.ndarray | None = None) -> torch.Tensor:
+        """Batched observations with their action masks, all N or those at the indices `which` (n,), as new host memory
+        (n, *S), which shares nothing with the environment's buffers."""
+        staged = self._staging.empty((self.num_envs if which is None else len(which), *self._encoder.space.shape))
+        self._encoder.write(obs, staged.numpy(), masks, which)
         return staged
 
-    def _action_masks(self, info: dict[str, Any]) -> Any:
-        """The action masks (N, n) of a vector's info, or None; rows without one are zero there, which allows all."""
-        offered = mask_in_info(info, self.single_action_space, self.num_envs)
-        return info[MASK] if offered else None
+    def _encode_objects(self, observations: np.ndarray, out: np.ndarray, masks: Any, which: np.ndarray) -> None:
+        """Observations that came one by one, (N,) objects, into the rows `which` of out (N, *S)."""
+        for index in which:
+            try:
+                self._encoder.write_one(observations[index], out[index], None if masks is None else masks[index])
+            except Misfit as problem:
+                raise Misfit(str(problem), int(index)) from None
+
+    def _masks_now(self, info: Any) -> Any:
+        """The action masks of what a reset or a step gave, as `flat_masks` takes them; None where there are none. Rows
+        without one are zero in an info, which allows everything."""
+        if self._mask_method is not None:
+            return self._theirs.call(self._mask_method, may_change=False)
+        if self._masks.source == "info":
+            return dictionary(info).get(MASK)
+        if self._maskable:
+            check_late(dictionary(info), self._maskable)
+        return None
+
+    def _find_masks(self, envs: VectorEnv) -> Masks:
+        """The masks that are to be added to a vector's observations. It may take a reset."""
+        masks = masks_in_observation(envs.single_observation_space, envs.single_action_space, self.spec_id)
+        if masks.size or not maskable(envs.single_action_space):
+            return masks
+        try:
+            return find_vector_masks(envs, begun(self._theirs.call(envs.reset, seed=0))[1])
+        except BaseException as problem:
+            self._blame(problem, FIRST_RESET)
 
     def _send(self, rows: _Rows) -> Step:
         """The rows on the device."""
@@ -403,11 +476,3 @@ def _autoreset_mode(envs: VectorEnv) -> AutoresetMode:
         warnings.warn(f"{envs} names no autoreset_mode in its metadata; NEXT_STEP is assumed", stacklevel=3)
         return AutoresetMode.NEXT_STEP
     return AutoresetMode(mode)
-
-
-def _find_mask(envs: VectorEnv) -> int:
-    """The n of action masks that are to be appended to a vector's observations, or 0. It may take a reset."""
-    if not isinstance(envs.single_action_space, spaces.Discrete):
-        return 0
-    n = mask_in_observation(envs.single_observation_space, envs.single_action_space)
-    return n or mask_in_info(envs.reset(seed=0)[1], envs.single_action_space, envs.num_envs)

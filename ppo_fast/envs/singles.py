@@ -7,7 +7,7 @@ shape, A action shape of the environment itself.
 import contextlib
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn, TypeVar
 
 import gymnasium
 import numpy as np
@@ -15,10 +15,14 @@ from gymnasium import spaces
 
 from ppo_fast.envs.closing import close_all
 from ppo_fast.envs.encoded import EncodedVectorEnv, HostStep
-from ppo_fast.envs.faults import blame
-from ppo_fast.envs.masks import MASK, mask_in_info, mask_in_observation
+from ppo_fast.envs.faults import blame, outside
+from ppo_fast.envs.fitting import FIRST_RESET, Misfit, begun, one_number, wrong_step
+from ppo_fast.envs.masks import MASK, METHOD, Masks, check_late, find_masks, maskable, masks_in_observation
 from ppo_fast.envs.seeds import seed_spaces
+from ppo_fast.envs.settings import Theirs, theirs_of
 from ppo_fast.envs.spaces import ObservationEncoder, presented_actions
+
+T = TypeVar("T")
 
 MakeEnv = Callable[[], gymnasium.Env]
 # Shape and type of each array, by its name.
@@ -32,6 +36,8 @@ class Kind(NamedTuple):
     action_space: spaces.Space
     metadata: dict[str, Any]
     render_mode: str | None
+    masks: Masks
+    theirs: Theirs
 
 
 def find_kind(make_env: MakeEnv, env_id: str = "") -> Kind:
@@ -40,31 +46,47 @@ def find_kind(make_env: MakeEnv, env_id: str = "") -> Kind:
 
     Raises:
         ValueError: naming --env-id, for an unsupported space.
-        EnvironmentFault: it ended the program, or tried to.
+        ImportError, gymnasium.error.Error: of making it: a package is missing, there is no such environment.
+        EnvironmentFault: it raised something else.
     """
-    try:
-        with quiet_models():
-            env = make_env()
-    except Exception:
-        raise
-    except BaseException as problem:
-        blame(0, problem)
+    theirs = theirs_of(env_id)
+    env = made(make_env, 0, theirs)
     try:
         presented_actions(env.action_space, env_id)
-        encoder = ObservationEncoder(env.observation_space, env_id)
-        mask_size = mask_in_observation(env.observation_space, env.action_space)
-        if not mask_size and isinstance(env.action_space, spaces.Discrete):
-            # Only a reset tells whether info has a mask.
-            mask_size = mask_in_info(env.reset(seed=0)[1], env.action_space)
-        if mask_size:
-            encoder = ObservationEncoder(env.observation_space, env_id, mask_size)
-        return Kind(encoder, env.action_space, dict(env.metadata), env.render_mode)
-    except Exception:
-        raise
-    except BaseException as problem:
+        ObservationEncoder(env.observation_space, env_id)
+        masks = masks_in_observation(env.observation_space, env.action_space, env_id)
+        if not masks.size and maskable(env.action_space):
+            masks = _masks_at_reset(env, theirs)
+        encoder = ObservationEncoder(env.observation_space, env_id, masks)
+        return Kind(encoder, env.action_space, dict(env.metadata), env.render_mode, masks, theirs)
+    except ValueError as problem:
+        if str(problem).startswith("--"):
+            raise
+        blame(0, problem)
+    except BaseException as problem:  # it has no spaces, say
         blame(0, problem)
     finally:
         close_all([env])
+
+
+def made(make: Callable[[], T], index: int | None, theirs: Theirs) -> T:
+    """What `make` makes, with its own settings of the process. What it raises is the fault of environment `index`,
+    unless something is missing."""
+    try:
+        with quiet_models(), theirs.hold():
+            return make()
+    except (ImportError, gymnasium.error.Error):
+        raise
+    except BaseException as problem:
+        blame(index, problem)
+
+
+def _masks_at_reset(env: gymnasium.Env, theirs: Theirs) -> Masks:
+    """Only a reset tells whether there are masks in the info, and only after one a method may be called."""
+    try:
+        return find_masks(env, begun(theirs.call(env.reset, seed=0))[1])
+    except BaseException as problem:
+        blame(0, problem, FIRST_RESET)
 
 
 class Rows(NamedTuple):
@@ -97,54 +119,154 @@ class Block:
     """
 
     def __init__(self, makers: Sequence[MakeEnv], first: int, kind: Kind, rows: Rows, at: np.ndarray) -> None:
+        self._kind = kind
         self._encoder = kind.encoder
         self._rows = rows
         self._at = at
         self._at[0] = first
         self._indices = range(first, first + len(makers))
+        self._own_obs = rows.obs[self._indices.start : self._indices.stop]
+        self._obs_shape = rows.obs.shape[1:]
+        self._views = [memoryview(row) for row in self._own_obs]
+        self._steps = 0  # that were made or begun
+        self._result: Any = None  # of the last step of one environment
+        # Of the last observation, which the next one is likely to be like; None for none that may be copied as it is.
+        self._usual_type: np.dtype | None = None
+        # Of environments that gave no mask so far: a late one would have been left out of account.
+        self._maskable = () if kind.masks.size else maskable(kind.action_space)
         self._envs: list[gymnasium.Env] = []
         try:
             for index, maker in zip(self._indices, makers, strict=True):
-                with self._blaming(index), quiet_models():
-                    self._envs.append(maker())
+                self._at[0] = index
+                self._envs.append(made(maker, index, kind.theirs))
         except BaseException:
-            self.close()  # those that are there: a simulator may allow only so many
+            close_all(self._envs)  # those that are there: a simulator may allow only so many
             raise
+        self._mask_methods: list[Callable[[], Any]] = []
+        if kind.masks.source == "method":
+            self._mask_methods = [env.get_wrapper_attr(METHOD) for env in self._envs]
 
     def reset(self, seeds: Sequence[int | None], mask: np.ndarray | None, options: dict[str, Any] | None) -> None:
         """Start new episodes: in all environments, or where mask (N,) holds; seeds is one for each of the vector."""
-        for index, env in zip(self._indices, self._envs, strict=True):
+        for place, index in enumerate(self._indices):
             if mask is None or mask[index]:
-                with self._blaming(index):
-                    seed_spaces(env, seeds[index])
-                    obs, info = env.reset(seed=seeds[index], options=options)
-                    self._encoder.write_one(obs, self._rows.obs[index], info.get(MASK))
+                self._reset_one(place, seeds[index], options)
 
     def step(self, actions: np.ndarray) -> None:
         """Step all with actions (envs of this block, *A), with SAME_STEP autoreset."""
-        rows, encoder, at = self._rows, self._encoder, self._at  # local names: this loop is the time of a step
-        index = self._indices.start
+        self._steps += 1
+        try:
+            self._step_each(actions)
+        except BaseException as problem:
+            self._blame_step(problem)
+
+    def _step_each(self, actions: np.ndarray) -> None:
+        """Step one after the other, and write what they give."""
+        # Local names, and no calls where nothing ends: this loop is the time of a step.
+        at, plain, shape, usual, array = self._at, self._encoder.plain, self._obs_shape, self._usual_type, np.ndarray
+        all_obs, _, rewards, terminations, truncations = self._rows
+        is_usual = plain and len(shape) == 1 and usual == np.float32
+        is_first, wants_masks = self._steps == 1, self._kind.masks.size
+        first = self._indices.start
         seen: list[Any] = []
         masks: list[Any] = []
-        try:
-            for index, env, action in zip(self._indices, self._envs, actions, strict=True):
-                at[0] = index
-                obs, reward, terminated, truncated, info = env.step(action)
-                if terminated or truncated:
-                    encoder.write_one(obs, rows.final_obs[index], info.get(MASK))
-                    obs, info = env.reset()
-                if encoder.plain:
-                    rows.obs[index] = obs
-                else:  # encoding is cheaper for all at once, and each keeps its own last observation until then
-                    seen.append(obs)
-                    masks.append(info.get(MASK))
-                rows.reward[index] = reward
-                rows.terminated[index] = terminated
-                rows.truncated[index] = truncated
-        except BaseException as problem:
-            blame(index, problem)
+        for index, env, action, view in zip(self._indices, self._envs, actions, self._views, strict=True):
+            at[0] = index
+            result = self._result = env.step(action)
+            obs, reward, terminated, truncated, info = result
+            if is_first:
+                self._look_closely(result)
+            if terminated or truncated:
+                obs, info = self._next_episode(index, env, obs, info)
+            if not plain:  # encoding is cheaper for all at once, and each keeps its own last observation until then
+                seen.append(obs)
+                masks.append(self._mask(index - first, info) if wants_masks else None)
+            try:
+                if is_usual:
+                    view[:] = obs  # which takes no other shape and no other type
+                elif plain and type(obs) is array and obs.dtype is usual and obs.shape == shape:
+                    all_obs[index] = obs
+                elif plain:
+                    self._write_one(obs, all_obs, index, None)
+                rewards[index] = reward
+                terminations[index] = terminated
+                truncations[index] = truncated
+            except (TypeError, ValueError):  # something of another type, or an array of one number
+                self._write_unusual(index, obs, result)
         if seen:
-            encoder.write_list(seen, rows.obs[self._indices.start : self._indices.stop], masks)
+            self._encoder.write_list(seen, self._own_obs, masks)
+
+    def _look_closely(self, result: Any) -> None:
+        """A Misfit where the first step gave something else than numbers and an info, or the first mask."""
+        words = wrong_step(result)
+        if words is not None:
+            raise Misfit(words)
+        check_late(result[4], self._maskable)
+
+    def _reset_one(self, place: int, seed: int | None, options: dict[str, Any] | None) -> None:
+        """Start a new episode in the environment at a place of this block."""
+        index, env = self._indices[place], self._envs[place]
+        self._at[0] = index
+        try:
+            seed_spaces(env, seed)
+            obs, info = begun(env.reset(seed=seed, options=options))
+            check_late(info, self._maskable)
+            self._write_one(obs, self._rows.obs, index, self._mask(place, info))
+        except BaseException as problem:
+            blame(index, problem, self._reset_now())
+
+    def _next_episode(self, index: int, env: gymnasium.Env, obs: Any, info: Any) -> tuple[Any, Any]:
+        """Write the last observation of an episode; the first one of the next, and its info."""
+        mask = info.get(MASK)
+        if mask is not None and self._maskable:
+            check_late(info, self._maskable)
+        # Beside the last observation a method may not be called, and nobody acts.
+        self._write_one(obs, self._rows.final_obs, index, mask)
+        try:
+            result = env.reset()
+            obs, info = result if type(result) is tuple and len(result) == 2 else begun(result)
+        except BaseException as problem:
+            blame(index, problem, self._reset_now())
+        return obs, info
+
+    def _mask(self, place: int, info: Any) -> Any:
+        """The mask beside an observation of the environment at a place of this block; None where there is none."""
+        return self._mask_methods[place]() if self._mask_methods else info.get(MASK)
+
+    def _write_one(self, obs: Any, out: np.ndarray, index: int, mask: Any) -> None:
+        """Encode an observation into a row of out (N, *S)."""
+        is_array = self._encoder.plain and type(obs) is np.ndarray
+        if is_array and obs.dtype is self._usual_type and obs.shape == self._obs_shape:
+            out[index] = obs
+            return
+        self._encoder.write_one(obs, out[index], mask)
+        self._usual_type = obs.dtype if is_array else None
+
+    def _write_unusual(self, index: int, obs: Any, result: Sequence[Any]) -> None:
+        """Write what a step gave, also a reward and flags that are arrays of one number.
+
+        Args:
+            obs: to go on from.
+            result: of the step.
+        """
+        if self._encoder.plain:
+            self._write_one(obs, self._rows.obs, index, None)
+        for name, value in zip(("reward", "terminated", "truncated"), result[1:4], strict=True):
+            getattr(self._rows, name)[index] = one_number(value, name)
+
+    def _blame_step(self, problem: BaseException) -> NoReturn:
+        """Raise the fault of a step: of what an environment raised, or because of what it returned."""
+        index = int(self._at[0])
+        if isinstance(problem, Misfit):
+            index = index if problem.row is None else self._indices.start + problem.row
+        elif outside(problem.__traceback__) is None:  # raised here
+            words = wrong_step(self._result)
+            problem = problem if words is None else Misfit(words)
+        blame(index, problem, f"step {self._steps}")
+
+    def _reset_now(self) -> str:
+        """When a reset is, in words."""
+        return f"its reset after step {self._steps}" if self._steps else FIRST_RESET
 
     def render(self) -> list[Any]:
         """A frame of each."""
@@ -153,15 +275,6 @@ class Block:
     def close(self) -> None:
         """Close all of them, also when one can't be: it raises, or hangs."""
         close_all(self._envs)
-
-    @contextlib.contextmanager
-    def _blaming(self, index: int) -> Iterator[None]:
-        """Turn an exception into the fault of one environment."""
-        self._at[0] = index
-        try:
-            yield
-        except BaseException as problem:
-            blame(index, problem)
 
 
 class SingleVectorEnv(EncodedVectorEnv):

@@ -5,7 +5,7 @@ Chosen once per environment, then applied to whole batches of N environments. Ob
 gymnasium.spaces.flatten, except that a Box that stands alone keeps its shape.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -16,17 +16,24 @@ from gymnasium import spaces
 
 from ppo_fast.envs.actions import ActionBounds, BoxMap, map_to
 from ppo_fast.envs.contract import ActionSpace
-from ppo_fast.envs.masks import MASK, allowed_actions
+from ppo_fast.envs.fitting import (
+    NUMBERS,
+    Misfit,
+    PlainSpace,
+    are_in,
+    host_array,
+    limits_of,
+    misfit_of,
+    short,
+    short_space,
+)
+from ppo_fast.envs.masks import MASK, NO_MASKS, Masks, allowed_actions, flat_mask, flat_masks
 
 SUPPORTED_OBSERVATIONS = "Box, Discrete, MultiBinary, MultiDiscrete, and Dict or Tuple of these"
 SUPPORTED_ACTIONS = "Discrete, MultiDiscrete and Box of floats"
 
-PlainSpace = spaces.Box | spaces.Discrete | spaces.MultiBinary | spaces.MultiDiscrete
-
-
-def host_array(value: Any) -> np.ndarray:
-    """`value` as a NumPy array, also when it is a tensor, on whatever device."""
-    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+# What taking a part out of an observation raises where it is not there, and an encoder where it is not in its space.
+UNFIT = (KeyError, IndexError, TypeError, ValueError, AttributeError, OverflowError)
 
 
 @dataclass(frozen=True)
@@ -50,23 +57,26 @@ class _Leaf:
         first_columns = np.cumsum(counts) - counts
         return first_columns - np.ravel(self.space.start)
 
-    def pick(self, obs: Any) -> Any:
-        """Its part of an observation."""
-        for key in self.path:
-            obs = obs[key]
-        return obs
+    @cached_property
+    def limits(self) -> tuple[Any, Any] | None:
+        """See `limits_of`."""
+        return limits_of(self.space)
 
     def write_one(self, value: Any, row: np.ndarray) -> None:
-        """Encode one value into its columns of a row (D,)."""
-        out = row[self.columns]
-        if self.column_of_zero is None:
-            out[...] = np.ravel(value)
-            return
-        out[...] = 0
-        out[np.ravel(value) + self.column_of_zero] = 1
+        """Encode one value into its columns of a row (D,); one of UNFIT where it is not in the space."""
+        is_index = isinstance(self.space, spaces.Discrete) and isinstance(value, (int, np.integer))
+        if is_index and self.limits is not None and self.limits[0] <= value <= self.limits[1]:
+            out = row[self.columns]
+            out[...] = 0
+            out[value - self.limits[0]] = 1
+        else:
+            self.write(host_array(value)[None], row[None])
 
     def write(self, values: np.ndarray, rows: np.ndarray) -> None:
-        """Encode values (N, ...) into their columns of rows (N, D)."""
+        """Encode values (N, ...) into their columns of rows (N, D); one of UNFIT where they are not in the space."""
+        assert self.space.shape is not None
+        if len(values) != len(rows) or not are_in(values, self.space.shape, self.limits):
+            raise ValueError("not in the space")
         flat = values.reshape(len(values), -1)
         out = rows[:, self.columns]
         if self.column_of_zero is None:
@@ -105,12 +115,20 @@ class ObservationEncoder:
     """Encodes observations of `space` into float32 arrays of the Box `self.space`.
 
     An action mask travels as part of the observation: with `mask_size` n > 0 it is the last n columns of a flat row,
-    1 where the action is allowed. It is given beside the observation, or taken from it where `mask_in_observation`
-    found it.
+    1 where the action is allowed. It is given beside the observation, or taken from it where masks come from there; one
+    that is all there is to see stays an observation too.
+
+    Each `write...` raises a Misfit, with its row, for what is not in the space: shapes, types, keys, and values that a
+    space other than a Box does not have.
+
+    Args:
+        space: of the observations.
+        env_id: to be named in errors.
+        masks: how the environment says what it allows.
 
     Attributes:
-        space: the Box, (D,), or a lone Box's own shape.
-        mask_size: as given.
+        space: the Box, (D,), or a lone Box's own shape, (1,) where that is ().
+        mask_size: n.
         plain: whether an observation is an array of the row's own shape.
         columns: which columns of a row belong to which key of a Dict, and to which place in a Tuple ("0", "1", ...);
             names of nested ones are joined by dots, and the outer one stands for all that it holds. An action mask's
@@ -120,62 +138,112 @@ class ObservationEncoder:
         ValueError: when the space holds something else than Box, Discrete, MultiBinary, MultiDiscrete, Dict and Tuple.
     """
 
-    def __init__(self, space: spaces.Space, env_id: str = "", mask_size: int = 0) -> None:
-        self.mask_size = mask_size
-        self.plain = isinstance(space, spaces.Box) and not mask_size
-        self._mask_inside = False
-        if isinstance(space, spaces.Dict) and MASK in space.spaces and space[MASK].shape == (mask_size,):
-            self._mask_inside = True
-            space = spaces.Dict({key: part for key, part in space.items() if key != MASK})
+    def __init__(self, space: spaces.Space, env_id: str = "", masks: Masks = NO_MASKS) -> None:
+        self.source = space
+        self.mask_size = masks.size
+        self.plain = isinstance(space, spaces.Box) and space.shape != () and not masks.size
+        self._mask_sizes = masks.sizes
+        self._mask_inside = masks.source == "observation"
+        self._nests: list[
+            tuple[tuple[Any, ...], int]
+        ] = []  # of each Dict and Tuple: the path, and how many parts it has
         self._leaves: list[_Leaf] = []
         self.columns: dict[str, slice] = {}
-        width = self._collect(space, (), 0, env_id) + mask_size
-        if mask_size:
-            self.columns[MASK] = slice(width - mask_size, width)
+        width = self._collect(space, (), 0, env_id) + masks.size
+        if masks.size:
+            self.columns[MASK] = slice(width - masks.size, width)
         self.space = self._box(width, space.shape if self.plain else (width,))
 
     def write_one(self, obs: Any, out: np.ndarray, mask: Any = None) -> None:
-        """Encode one observation into out (*self.space.shape); a mask of None allows every action."""
-        if self.plain:
-            out[...] = host_array(obs) if isinstance(obs, torch.Tensor) else obs
-            return
-        for leaf in self._leaves:
-            leaf.write_one(host_array(leaf.pick(obs)), out)
-        if self.mask_size:
+        """Encode one observation into out (*self.space.shape), and the mask beside it, as `flat_mask` takes it. A
+        Misfit has no row."""
+        row = out.reshape(-1)
+        try:
+            self._check_parts([obs])
+            for leaf in self._leaves:
+                leaf.write_one(_pick(obs, leaf.path), row)
             mask = obs[MASK] if self._mask_inside else mask
-            out[-self.mask_size :] = 1 if mask is None else allowed_actions(host_array(mask))
+        except UNFIT:
+            raise Misfit(str(self._misfit([obs].__getitem__, 1))) from None
+        if self.mask_size:
+            row[-self.mask_size :] = allowed_actions(flat_mask(mask, self._mask_sizes), self._mask_sizes)
 
     def write_list(self, observations: Sequence[Any], out: np.ndarray, masks: Sequence[Any]) -> None:
         """Encode a list of observations into out (len(observations), *self.space.shape); as `write_one` each."""
         rows = out.reshape(len(out), -1)
-        for leaf in self._leaves:
-            values = np.array([host_array(leaf.pick(obs)) for obs in observations])
-            leaf.write(values, rows)
-        if self.mask_size:
+        try:
+            self._check_parts(observations)
+            for leaf in self._leaves:
+                leaf.write(np.array([host_array(_pick(obs, leaf.path)) for obs in observations]), rows)
             masks = [obs[MASK] for obs in observations] if self._mask_inside else masks
-            all_allowed = np.ones(self.mask_size)
-            stacked = np.array([all_allowed if mask is None else host_array(mask) for mask in masks])
-            out[:, -self.mask_size :] = allowed_actions(stacked)
-
-    def write(self, obs: Any, out: np.ndarray, masks: Any = None) -> None:
-        """Encode batched observations (arrays (N, ...), or a dict or tuple of them) into out (N, *self.space.shape);
-        masks (N, n)."""
-        if self.plain:
-            out[...] = host_array(obs)
-            return
-        for leaf in self._leaves:
-            leaf.write(host_array(leaf.pick(obs)), out)
+        except UNFIT:
+            raise self._misfit(observations.__getitem__, len(out)) from None
         if self.mask_size:
+            self._write_masks(masks, out)
+
+    def write(self, obs: Any, out: np.ndarray, masks: Any = None, which: np.ndarray | None = None) -> None:
+        """Encode batched observations into out (n, *self.space.shape).
+
+        Args:
+            obs: arrays (N, ...), or a dict or tuple of them.
+            out: where to.
+            masks: in any of the forms of `flat_masks`; None allows everything.
+            which: (n,) the indices of those that count; None for all.
+        """
+        if self.plain and which is None:
+            values = host_array(obs)
+            if values.shape == out.shape and values.dtype.kind in NUMBERS:
+                out[...] = values
+                return
+        rows = out.reshape(len(out), -1)
+        try:
+            self._check_parts([obs])
+            for leaf in self._leaves:
+                values = host_array(_pick(obs, leaf.path))
+                leaf.write(values if which is None else values[which], rows)
             masks = obs[MASK] if self._mask_inside else masks
-            out[:, -self.mask_size :] = 1 if masks is None else allowed_actions(host_array(masks))
+            if which is not None and masks is not None:
+                masks = [masks[index] for index in which]
+        except UNFIT:
+            numbers = np.arange(len(out)) if which is None else which
+            raise self._misfit(lambda row: _row_of(obs, numbers[row]), len(out), numbers) from None
+        if self.mask_size:
+            self._write_masks(masks, out)
+
+    def _check_parts(self, observations: Sequence[Any]) -> None:
+        """One of UNFIT where a Dict or a Tuple has not as many parts as its space."""
+        for path, parts in self._nests:
+            if any(len(_pick(obs, path)) != parts for obs in observations):
+                raise ValueError("too many parts")
+
+    def _write_masks(self, masks: Any, out: np.ndarray) -> None:
+        """Write masks, None or as `flat_masks` takes them, into out (n, *self.space.shape)."""
+        allowed = True
+        if masks is not None:
+            allowed = allowed_actions(flat_masks(masks, self._mask_sizes, len(out)), self._mask_sizes)
+        out[:, -self.mask_size :] = allowed
+
+    def _misfit(self, row_of: Callable[[int], Any], count: int, numbers: Sequence[int] | np.ndarray = ()) -> Misfit:
+        """What is wrong with `count` observations, which `row_of` gives; their rows are `numbers`, if given."""
+        try:
+            for row in range(count):
+                words = misfit_of(self.source, row_of(row))
+                if words is not None:
+                    return Misfit(words, int(numbers[row]) if len(numbers) else row)
+            extra = row_of(count)
+        except UNFIT:
+            return Misfit(f"too few observations of its space {short_space(self.source)} for {count} environments")
+        return Misfit(f"more observations of its space {short_space(self.source)} than environments, {short(extra)}")
 
     def _collect(self, space: spaces.Space, path: tuple[Any, ...], start: int, env_id: str) -> int:
         """Note the leaves of a space and the columns of what it holds, from column `start` on; returns the next one."""
         stop = start
         if isinstance(space, spaces.Dict):
-            for key, part in space.items():
+            self._nests.append((path, len(space.spaces)))
+            for key, part in self._seen_parts(space, path):
                 stop = self._collect(part, (*path, key), stop, env_id)
         elif isinstance(space, spaces.Tuple):
+            self._nests.append((path, len(space.spaces)))
             for place, part in enumerate(space.spaces):
                 stop = self._collect(part, (*path, place), stop, env_id)
         elif isinstance(space, PlainSpace):
@@ -189,6 +257,13 @@ class ObservationEncoder:
         if path:
             self.columns[".".join(str(key) for key in path)] = slice(start, stop)
         return stop
+
+    def _seen_parts(self, space: spaces.Dict, path: tuple[Any, ...]) -> list[tuple[Any, spaces.Space]]:
+        """The parts of a Dict that are observations: not the mask, unless there is nothing else."""
+        parts = list(space.items())
+        if path or not self._mask_inside or len(parts) == 1:
+            return parts
+        return [(key, part) for key, part in parts if key != MASK]
 
     def _box(self, width: int, shape: tuple[int, ...] | None) -> spaces.Box:
         """The Box of this shape, which has `width` numbers: from 0 to 1 where they are one-hot, binary or a mask."""
@@ -256,3 +331,17 @@ class ActionDecoder:
         assert not isinstance(space, spaces.Box)
         values = values.astype(space.dtype).reshape(-1, *(space.shape or ()))
         return values + space.start
+
+
+def _pick(obs: Any, path: tuple[Any, ...]) -> Any:
+    """A part of an observation."""
+    for key in path:
+        obs = obs[key]
+    return obs
+
+
+def _row_of(obs: Any, row: int) -> Any:
+    """One of batched observations; one of UNFIT where there are fewer."""
+    if isinstance(obs, Mapping):
+        return {key: _row_of(part, row) for key, part in obs.items()}
+    return tuple(_row_of(part, row) for part in obs) if isinstance(obs, tuple) else host_array(obs)[row]

@@ -13,7 +13,6 @@ import os
 import signal
 import sys
 import time
-import traceback
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from multiprocessing import connection, util
@@ -180,7 +179,7 @@ class WorkerVectorEnv(SingleVectorEnv):
     def _tell(self, command: str, *arguments: Any) -> None:
         """Send a command of `_work` to every worker; `_answers` has to follow."""
         if self.fault is not None:
-            raise EnvironmentFault(self.fault.index, self.fault.reason)
+            raise EnvironmentFault(self.fault.index, self.fault.reason, self.fault.trace)
         for worker, pipe in enumerate(self._pipes):
             try:
                 pipe.send((command, arguments))
@@ -211,6 +210,8 @@ class WorkerVectorEnv(SingleVectorEnv):
             self._raise_dead(worker)
         if isinstance(answer, EnvironmentFault):
             self.fault = answer
+            if answer.trace:
+                answer.add_note(answer.trace)  # the process in which it was raised is another one
             raise answer
         return answer
 
@@ -280,6 +281,8 @@ def _work(pipe: Connection, parents: Connection, task: Task) -> None:
     parents.close()
     _settle_in()
     seed_process(task.seed)
+    if task.kind.theirs.settings is not None:
+        task.kind.theirs.settings.put()  # nothing else runs here
     makers: tuple[MakeEnv, ...] = task.makers.fn
     shared = Shared.over(task.memory, task.layout)
     actions = shared.actions[task.first : task.first + len(makers)]
@@ -290,7 +293,6 @@ def _work(pipe: Connection, parents: Connection, task: Task) -> None:
             pipe.send(None)
             _serve(pipe, block, actions, task.first)
         except EnvironmentFault as fault:
-            fault.add_note("".join(traceback.format_exception(fault.__cause__)))
             pipe.send(fault)
     if block is not None:
         block.close()

@@ -21,7 +21,7 @@ from typing import Any, Self
 from torch import nn
 
 from ppo_fast import names
-from ppo_fast.envs import make
+from ppo_fast.envs import EnvironmentFault, make
 from ppo_fast.pictures import panels
 from ppo_fast.run import checkpoint, resume
 from ppo_fast.run.beside import Beside
@@ -39,6 +39,7 @@ from ppo_fast.run.tracking import NoRun, Record, Run
 
 FRAMES = 250  # of a film that is made while training goes on, at most
 LAST_FRAMES = 1000  # and of the one at the end, which the run waits for
+FAULTS_FILE = "faults.txt"  # what environments did wrong, and where their code raised it
 PICTURE_SECONDS = 60.0  # that the picture of the curves may take in a process of its own
 
 
@@ -79,6 +80,7 @@ class AgentLog:
         self._saved_score = score  # with the last checkpoint, for a rollback
         self._camera = Camera(console.message)
         self._disk_failed = False
+        self._traces_said: set[str] = set()
 
     def __enter__(self) -> Self:
         self.run.__enter__()
@@ -209,6 +211,22 @@ class AgentLog:
         except OSError as error:
             return f"no crash file was written ({error})"
         return f"python -m ppo_fast.replay {path} shows more"
+
+    def tell_fault(self, fault: EnvironmentFault, progress: Progress, then: str) -> None:
+        """Say what an environment did wrong and what is done `then`; where its code raised that is said once, and left
+        in faults.txt each time."""
+        is_new = bool(fault.trace) and fault.trace not in self._traces_said
+        self._traces_said.add(fault.trace)
+        trace = fault.trace.rstrip()
+        self.say([f"warning: {fault}; {then}" + (f"\n{trace}" if is_new else "")])
+        if not self._writes:
+            return
+        text = f"after step {progress.global_step}: {fault}\n{trace}".rstrip() + "\n\n"
+        try:
+            with (self.run.folder / FAULTS_FILE).open("ab") as file:
+                file.write(text.encode(errors="backslashreplace"))
+        except OSError as error:
+            self.say([f"warning: no {FAULTS_FILE} was written ({error})"])
 
     # ---------------------------------------------------------------- films
 

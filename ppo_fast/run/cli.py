@@ -14,7 +14,7 @@ bounds and choices, for calls from Python too. Hyphens and underscores are the s
 | 3           | training broke down (NaN or infinity): one line                           |
 | 4           | `--verify` found the fast path to differ from the eager one               |
 | 5           | `--max-runtime` is over: saved, `--resume` goes on                        |
-| 6           | an environment died or hung: saved, `--resume` goes on                    |
+| 6           | an environment raised, died or hung: one line; what was trained is saved  |
 | 128 + n     | signal n stopped it: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP, 138 SIGUSR1     |
 | 141         | the reader of a --help or a table has gone, such as `head`                |
 | 1           | standard output takes nothing: one line; or a fault of ours, its traceback |
@@ -36,6 +36,7 @@ from ppo_fast.run.flags import Flag, Range, check_ranges, flags_of, one_of, posi
 from ppo_fast.run.mistakes import in_one_line, mistake
 from ppo_fast.run.run_flags import RunFlags
 from ppo_fast.run.words import Part, parts_of, plain_words
+from ppo_fast.stops import EnvironmentFault
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
 __all__ = ["Range", "RunFlags", "check_ranges", "fail", "flags_of", "one_of", "parse", "program_of", "run"]
 
 T = TypeVar("T")
+
+FAULT_STATUS = 6  # an environment failed
 
 
 def parse(args_type: Callable[..., T], argv: Sequence[str] | None, description: str) -> T:
@@ -119,6 +122,10 @@ def run(program: Callable[..., Any], args_type: type, description: str | None, *
         fail(str(error))
     except FloatingPointError as error:
         fail(str(error), 3)
+    except EnvironmentFault as fault:
+        if fault.trace:
+            streams.complain(fault.trace.rstrip())
+        fail(str(fault), FAULT_STATUS)
     except KeyboardInterrupt:
         _end_as_interrupted()
     except streams.ReaderGone:  # the reader of a --help or a table has seen enough: `| head`

@@ -4,6 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 from torch import Tensor
 
 from ppo_fast.engine.ranks import Ranks
@@ -11,6 +12,9 @@ from ppo_fast.run import checkpoint
 
 # Where a rollout's tensors are looked at first: causes before effects.
 ORDER = ("rollout.obs", "rollout.final_obs", "rollout.reward", "obs", "rollout.action", "rollout.log_prob")
+# What environments gave, and the largest number of it whose sums can be squared in float32.
+FROM_ENVIRONMENTS = ("rollout.reward", "rollout.obs", "rollout.final_obs")
+TOO_LARGE = 1e15
 # What a crash file holds, and of which types.
 PARTS = {"finding": str, "program": str, "flags": dict, "tensors": dict, "stream": Tensor, "at": int}
 
@@ -68,6 +72,21 @@ def finding(tensors: Mapping[str, Tensor]) -> str | None:
         if x.is_floating_point() and not bool(x.isfinite().all()):
             return _in_words(name, x)
     return None
+
+
+def huge(tensors: Mapping[str, Tensor]) -> str | None:
+    """The largest number of what environments gave, in words, where it is too large to learn from; else None."""
+    found: tuple[float, str] = (TOO_LARGE, "")
+    for name in FROM_ENVIRONMENTS:
+        x = tensors.get(name)
+        if x is not None and x.is_floating_point() and x.numel():
+            sizes = x.abs()
+            index = [int(i) for i in np.unravel_index(int(sizes.argmax()), x.shape)]
+            size = float(sizes[tuple(index)])
+            if size > found[0]:
+                where = f"{name.removeprefix('rollout.')} of environment {index[1]} is {float(x[tuple(index)]):g}"
+                found = (size, f"{where} at rollout step {index[0]}, too large to learn from: scale it")
+    return found[1] or None
 
 
 def _in_words(name: str, x: Tensor) -> str:

@@ -34,7 +34,7 @@ from ppo_fast.envs.seeds import seed_process
 from ppo_fast.run import checkpoint, clipped, crash, ending, randomness, readout, resume
 from ppo_fast.run.agent_log import AgentLog, open_log
 from ppo_fast.run.beside import Beside
-from ppo_fast.run.cli import program_of
+from ppo_fast.run.cli import FAULT_STATUS, program_of
 from ppo_fast.run.console import Console
 from ppo_fast.run.crash import Crash
 from ppo_fast.run.interrupt import StopSignal
@@ -44,7 +44,6 @@ from ppo_fast.run.stopwatch import Stopwatch
 from ppo_fast.stops import Stopped
 
 MAX_RUNTIME_STATUS = 5
-FAULT_STATUS = 6
 ROLLBACKS = 3  # of a run, at most
 
 
@@ -125,11 +124,13 @@ class Session:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        stopped_early = isinstance(error, Stopped) and self.ranks.is_main and self._log is not None
-        if stopped_early:
+        began = self._log is not None and self._began is not None
+        failed_early = isinstance(error, EnvironmentFault) and not began
+        is_left_early = (isinstance(error, Stopped) or failed_early) and self.ranks.is_main and self._log is not None
+        if is_left_early and not failed_early:
             self.log.say([f"stopped by {self._stop.name} before the first iteration: there was nothing to save"])
         self._stack.__exit__(kind, error, trace)
-        if stopped_early and self._origin is None and not self.args.track:
+        if is_left_early and self._origin is None and not self.args.track:
             self.log.discard()
 
     # ---------------------------------------------------------------- before the first iteration
@@ -305,14 +306,14 @@ class Session:
         assert iteration.restart is not None, "only environments on the host die"
         while self._restarts < self.args.env_restarts:
             self._restarts += 1
-            self.log.say([f"warning: {fault}; environments are started again ({self._restarts})"])
+            self.log.tell_fault(fault, self.progress, f"environments are started again ({self._restarts})")
             try:
                 iteration.restart(None)
             except EnvironmentFault as again:
                 fault = again
             else:
                 return
-        self.log.say([f"warning: {fault}; the run is saved and stops"])
+        self.log.tell_fault(fault, self.progress, "the run is saved and stops")
         self.over = Over(str(fault), FAULT_STATUS)
 
     # ---------------------------------------------------------------- checkpoints
@@ -408,12 +409,14 @@ class Session:
         """Leave what the first process that found something knows; returns what and where, in words."""
         tensors = iteration.state.all()
         text = crash.finding(tensors)
+        unsound = "losses or gradients are not finite"
+        large = crash.huge(tensors) if text is None else None
         own = Crash(
             program=program_of(self.args),
             flags=asdict(self._share),
             tensors={**tensors, **iteration.before},
             stream=iteration.stream,
-            finding=text or "losses or gradients are not finite",
+            finding=text or (f"{unsound}; {large}" if large else unsound),
             at=self.progress.iteration,
         )
         found = crash.first_of(self.ranks, own, text is not None)

@@ -7,13 +7,16 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
-from gymnasium.vector import AutoresetMode, SyncVectorEnv
+from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv, VectorEnv
 from scripted_envs import scripted
 
-from ppo_fast.envs import make
+from ppo_fast.envs import EnvironmentFault, make
+from ppo_fast.envs.fitting import Misfit
 from ppo_fast.envs.host import HostVectorEnv
-from ppo_fast.envs.masks import mask_in_observation
+from ppo_fast.envs.masks import find_masks, flat_mask, masks_in_observation
 from ppo_fast.envs.singles import SingleVectorEnv, find_kind
+from ppo_fast.envs.spaces import ObservationEncoder
+from ppo_fast.envs.workers import WorkerVectorEnv
 
 
 @pytest.mark.parametrize("mode", [*AutoresetMode, None])
@@ -70,8 +73,7 @@ class Masked(gymnasium.Env):
         ([True, False, False], [0.0, 0.0, 2.0], [1, 0, 0], [0, 0, 1]),
         ([1, 0, 0], None, [1, 0, 0], [1, 1, 1]),  # an observation without a mask allows everything
         ([1, 0, 0], [0, 0, 0], [1, 0, 0], [1, 1, 1]),  # so does one that would allow nothing
-        ([1, 0], [1, 0], [], []),  # not a mask of three actions
-        (None, [1, 0, 0], [], []),  # offered too late: whether there is one must be known from the start
+        ([[1, 0, 0]], [[0, 1, 0]], [1, 0, 0], [0, 1, 0]),  # (1, 3)
     ],
 )
 def test_masks_in_every_form(ours, at_reset, at_step, first, last):
@@ -122,14 +124,194 @@ def test_a_mask_in_a_dict_observation(ours, mask_space):
     assert info["final_obs"].tolist() == [[0, 1, 3, 4, 0, 1]] * 3
 
 
-def test_what_only_looks_like_a_mask_is_an_observation():
-    makers: list[Any] = [type("Now", (MaskedDict,), {"mask_space": spaces.Box(0, 1, (3,), np.int8)})]
-    assert mask_in_observation(makers[0]().observation_space, spaces.Discrete(2)) == 0
-    for action_space in (spaces.MultiDiscrete([2, 2]), spaces.Box(-1, 1, (2,))):
-        assert mask_in_observation(MaskedDict().observation_space, action_space) == 0
-    alone = spaces.Dict({"action_mask": spaces.MultiBinary(2)})
-    assert mask_in_observation(alone, spaces.Discrete(2)) == 0  # nothing would be left to see
-    assert mask_in_observation(spaces.MultiBinary(2), spaces.Discrete(2)) == 0
+def test_where_nothing_can_be_masked_it_is_an_observation():
+    assert masks_in_observation(MaskedDict().observation_space, spaces.Box(-1, 1, (2,))).size == 0
+    assert masks_in_observation(spaces.MultiBinary(2), spaces.Discrete(2)).size == 0
+    info = {"action_mask": np.ones(2)}
+    assert find_masks(FreeActions(), info).size == 0
+
+
+class FreeActions(Masked):
+    action_space = spaces.Box(-1, 1, (2,))
+
+
+@pytest.mark.parametrize("part", [spaces.Box(0, 1, (3,), np.int8), spaces.Discrete(2), spaces.Dict()], ids=str)
+def test_a_part_of_that_name_which_is_no_mask_is_named(part):
+    space = spaces.Dict(action_mask=part, x=spaces.Discrete(2))
+    line = r"--env-id: Odd-v0 observes an 'action_mask' \w+.*, which is no mask of 2 actions; change it, or its name"
+    with pytest.raises(ValueError, match=line) as told:
+        masks_in_observation(space, spaces.Discrete(2), "Odd-v0")
+    assert "\n" not in str(told.value)
+
+
+def test_a_mask_that_is_all_there_is_to_see_is_seen_and_obeyed():
+    space = spaces.Dict(action_mask=spaces.MultiBinary(3))
+    encoder = ObservationEncoder(space, masks=masks_in_observation(space, spaces.Discrete(3)))
+    out = np.empty((1, 6), np.float32)
+    encoder.write_list([{"action_mask": np.array([0, 1, 1], np.int8)}], out, [None])
+    assert out.tolist() == [[0, 1, 1, 0, 1, 1]] and encoder.mask_size == 3
+
+
+# ---------------------------------------------------------------- sb3-contrib's conventions, and several dimensions
+
+
+class Dials(gymnasium.Env):
+    """Two dials of 2 and 3 positions; the mask goes with the observation: in turn one of `MASKS`."""
+
+    action_space, observation_space = spaces.MultiDiscrete([2, 3]), spaces.Box(0, 9, (1,), np.float32)
+    forms: Any = staticmethod(lambda mask: mask)
+    method = False
+    calls = 0
+
+    def reset(self, *, seed=None, options=None):
+        self.time = 0
+        return self._seen()
+
+    def step(self, action):
+        self.time += 1
+        obs, info = self._seen()
+        return obs, 0.0, False, self.time == 3, info
+
+    def _seen(self):
+        obs = np.array([self.time], np.float32)
+        return obs, {} if self.method else {"action_mask": self.forms(MASKS[self.time])}
+
+
+class DialsByMethod(Dials):
+    method = True
+
+    def action_masks(self):
+        return self.forms(MASKS[self.time])
+
+
+class DialsThatEnd(DialsByMethod):
+    def action_masks(self):
+        assert self.time < 3, "nobody acts after the end"
+        return super().action_masks()
+
+
+MASKS = [[1, 0, 0, 1, 1], [0, 1, 1, 0, 0], [1, 1, 0, 0, 0], [1, 1, 1, 1, 1]]
+SEEN = [[1, 0, 0, 1, 1], [0, 1, 1, 0, 0], [1, 1, 1, 1, 1]]  # a dimension that allows nothing allows everything
+FORMS = {
+    "flat": lambda mask: np.array(mask, np.int8),
+    "list": lambda mask: mask,
+    "bool (1, 5)": lambda mask: np.array([mask], bool),
+    "one for each dimension": lambda mask: (np.array(mask[:2]), np.array(mask[2:])),
+    "lists": lambda mask: [mask[:2], mask[2:]],
+    "None for all": lambda mask: (None if all(mask[:2]) else mask[:2], mask[2:]),
+}
+
+
+def vector(maker: Any, kind: str) -> Any:
+    if kind == "sync":
+        return HostVectorEnv(SingleVectorEnv([maker] * 2, find_kind(maker)), "cpu", "sync")
+    if kind == "async":
+        return HostVectorEnv(WorkerVectorEnv([maker] * 2, find_kind(maker), 2), "cpu", "async")
+    cls = AsyncVectorEnv if "Async" in kind else SyncVectorEnv
+    return HostVectorEnv(cls([maker] * 2, autoreset_mode=AutoresetMode[kind.split()[-1]]), "cpu", "entry_point")
+
+
+@pytest.mark.parametrize("by_method", [False, True])
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize(
+    "kind", ["sync", "SyncVectorEnv SAME_STEP", "SyncVectorEnv NEXT_STEP", "SyncVectorEnv DISABLED"]
+)
+def test_masks_of_several_dimensions(kind, form, by_method):
+    if kind != "sync" and form in ("list", "lists") and not by_method:
+        pytest.skip("Gymnasium's vectors put no lists together")
+    by_this_method = DialsThatEnd if kind in ("sync", "SyncVectorEnv SAME_STEP") else DialsByMethod
+    maker: Any = type("Now", (by_this_method if by_method else Dials,), {"forms": staticmethod(FORMS[form])})
+    env = vector(maker, kind)
+    assert env.mask_size == 5
+    seen = [env.reset(seed=0)[0]]
+    seen += [env.step(torch.zeros(2, 2).long())[0] for _ in range(6)]
+    for obs in torch.cat(seen).tolist():
+        if obs[0] < 3:  # after the end of a NEXT_STEP episode nobody acts
+            assert obs[1:] == SEEN[int(obs[0])]
+    env.close()
+
+
+@pytest.mark.parametrize("kind", ["async", "AsyncVectorEnv SAME_STEP"])
+def test_masks_of_workers(kind):
+    env = vector(DialsByMethod, kind)
+    obs = [env.reset(seed=0)[0], *(env.step(torch.zeros(2, 2).long())[0] for _ in range(4))]
+    assert [row[0, 1:].tolist() for row in obs] == [SEEN[0], SEEN[1], SEEN[2], SEEN[0], SEEN[1]]
+    env.close()
+
+
+class ActionMasker(gymnasium.Wrapper):
+    """As sb3-contrib has it: the wrapper has the method."""
+
+    def action_masks(self):
+        return [False, True, True]
+
+
+def test_a_wrapper_may_have_the_method():
+    env = vector(lambda: ActionMasker(Masked()), "sync")
+    assert env.reset(seed=0)[0][0, 4:].tolist() == [0, 1, 1]
+
+
+class OneVector(VectorEnv):
+    """A vector environment with a method of its own."""
+
+    num_envs, single_action_space, single_observation_space = 2, spaces.Discrete(3), spaces.Box(0, 1, (1,), np.float32)
+    action_space, observation_space = spaces.MultiDiscrete([3, 3]), spaces.Box(0, 1, (2, 1), np.float32)
+    metadata: Any = {"autoreset_mode": AutoresetMode.SAME_STEP}  # noqa: RUF012
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros((2, 1), np.float32), {}
+
+    def step(self, actions):
+        return np.zeros((2, 1), np.float32), np.zeros(2), np.zeros(2, bool), np.zeros(2, bool), {}
+
+    def action_masks(self):
+        return np.array([[1, 0, 1], [0, 1, 0]])
+
+
+def test_a_vector_may_have_the_method():
+    env: Any = HostVectorEnv(OneVector(), "cpu")
+    assert env.reset()[0][:, 1:].tolist() == [[1, 0, 1], [0, 1, 0]]
+    assert env.step(torch.zeros(2).long())[0][:, 1:].tolist() == [[1, 0, 1], [0, 1, 0]]
+
+
+WRONG = {
+    "too short": (
+        [1, 0],
+        [1, 0],
+        r"environment 0 gave at its first reset: the action mask \[1, 0\] of the shape \(2,\)",
+    ),
+    "text": (["a", "b", "c"], None, r"environment 0 gave at its first reset: the action mask \['a', 'b', 'c'\]"),
+    "later": ([1, 0, 0], [1, 0], r"environment 0 gave at step 1: the action mask \[1, 0\] of the shape \(2,\)"),
+    "late": (None, [1, 0, 0], r"environment 0 gave at step 1: an action_mask in its info, but none at its first reset"),
+}
+
+
+@pytest.mark.parametrize("wrong", WRONG)
+def test_what_is_no_mask_is_named(wrong):
+    at_reset, at_step, line = WRONG[wrong]
+    maker: Any = type("Now", (Masked,), {"masks": (at_reset, at_step)})
+    with pytest.raises(EnvironmentFault, match=f"^{line}") as told:
+        env = vector(maker, "sync")
+        env.reset(seed=0)
+        env.step(torch.zeros(2).long())
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("mode", AutoresetMode)
+def test_what_is_no_mask_is_named_of_vectors_too(mode):
+    for maker in (
+        type("Now", (Masked,), {"masks": ([1, 0], [1, 0])}),
+        type("Now", (Masked,), {"masks": (None, [1, 0, 0])}),
+    ):
+        with pytest.raises(EnvironmentFault, match=r"gave at (its first reset|step 1): .*action.mask"):
+            env = vector(maker, f"SyncVectorEnv {mode.name}")
+            env.reset(seed=0)
+            env.step(torch.zeros(2).long())
+
+
+def test_dimensions_of_wrong_sizes_that_add_up_are_named():
+    with pytest.raises(Misfit, match=r"none of 2 \+ 3 = 5 actions"):
+        flat_mask(([1, 0, 1], [1, 0]), (2, 3))
 
 
 @pytest.mark.parametrize("ours", [True, False])

@@ -12,6 +12,7 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 from gymnasium.vector.utils import batch_space
 
 from ppo_fast.envs import make
+from ppo_fast.envs.masks import Masks
 from ppo_fast.envs.spaces import ActionDecoder, ObservationEncoder
 
 
@@ -182,7 +183,7 @@ def test_columns_are_where_gymnasium_puts_each_part(name: str, backend: str, mas
 
 def test_columns_of_a_mask_inside_a_dict() -> None:
     space = spaces.Dict(action_mask=spaces.MultiBinary(2), where=spaces.Discrete(3), x=spaces.Box(-1, 1, (2,)))
-    columns = ObservationEncoder(space, mask_size=2).columns
+    columns = ObservationEncoder(space, masks=Masks("observation", (2,))).columns
     assert columns == {"where": slice(0, 3), "x": slice(3, 5), "action_mask": slice(5, 7)}
 
 
@@ -191,7 +192,9 @@ def test_what_has_no_parts_has_no_columns() -> None:
         assert ObservationEncoder(space).columns == {}
     for backend in ("tensor", "sync", "entry_point"):
         assert make("CartPole-v1", 2, "cpu", backend).columns == {}
-    assert ObservationEncoder(spaces.Box(-1, 1, (2, 3)), mask_size=4).columns == {"action_mask": slice(6, 10)}
+    assert ObservationEncoder(spaces.Box(-1, 1, (2, 3)), masks=Masks("info", (4,))).columns == {
+        "action_mask": slice(6, 10)
+    }
 
 
 def test_an_outer_key_is_found_before_a_nested_one_of_the_same_name() -> None:
