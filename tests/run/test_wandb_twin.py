@@ -185,8 +185,9 @@ def test_a_resumed_run_keeps_its_id_and_its_newest_file_is_complete(offline):
     (first.folder / "metrics.jsonl").write_text("".join(lines[:3]))  # the checkpoint was made after three rows
     known = set(first.folder.glob("wandb/offline-run-*"))
     time.sleep(1.1)  # wandb names the folder of its file by the second
-    second, _ = offline({"run_id": first.wandb_id}, resume_folder=first.folder)
+    second, _ = offline({"run_id": first.wandb_id}, resume_folder=first.folder, run_id=first.run_id)
     with second:
+        second.go_on(lambda folder: None)  # which has been cut back
         for step in range(4, 8):
             second.log(make_row(step))
         second.finish({"eval/mean_return": 5.0})
@@ -393,6 +394,7 @@ def assert_fell_back(online: Online, case: str) -> None:
     assert online.lines[0].startswith("warning: W&B is not reachable") and REASONS[case] in online.lines[0]
     assert online.lines[1].startswith("W&B: offline")
     config, rows, _, _, _, exit_code = read_offline_run(online.folder)
+    assert config.pop("run_id")
     assert (config, rows, exit_code) == ({"gamma": 0.9}, [{"global_step": 1}, {"global_step": 2}], 0)
 
 
