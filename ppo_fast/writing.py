@@ -22,7 +22,7 @@ from typing import BinaryIO
 TEMPORARY = re.compile(r"\..+\.(\d{1,9})\.ppo_fast-tmp")  # the number is the id of the process that writes it
 
 NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL  # never through a link
-APPEND = os.O_WRONLY | os.O_APPEND | os.O_CREAT
+APPEND = os.O_RDWR | os.O_APPEND | os.O_CREAT
 
 
 def write_atomically(path: Path, data: bytes) -> None:

@@ -80,6 +80,7 @@ class AgentLog:
         self._saved_score = score  # with the last checkpoint, for a rollback
         self._camera = Camera(console.message)
         self._disk_failed = False
+        self._step_on_disk = -1  # of the last checkpoint that was saved by this process, or that it went on from
         self._traces_said: set[str] = set()
 
     def __enter__(self) -> Self:
@@ -154,6 +155,7 @@ class AgentLog:
                 (folder / names.RESULT_FILE).unlink(missing_ok=True)
 
         self.run.go_on(cut_back)
+        self._step_on_disk = step
 
     def recall(self) -> None:
         """Take in the rows that a resumed run has already written, as if they had been written here."""
@@ -194,6 +196,7 @@ class AgentLog:
             path = checkpoint.save(folder, progress.global_step, contents.to_plain(), keep)
             if is_best:
                 checkpoint.mark_best(path)
+            self._step_on_disk = progress.global_step
         except OSError as error:
             if not self._disk_failed:
                 self.say([f"warning: no checkpoint was saved ({error}); training goes on"])
@@ -258,13 +261,19 @@ class AgentLog:
     def _draw(self) -> None:
         panels.plot_curves(self.run.folder, self.run.rows())
 
-    def save_policy(self) -> None:
-        """Write policy.safetensors. A full disk is a warning."""
+    def save_policy(self) -> bool:
+        """Write policy.safetensors; returns whether it is there. A full disk is a warning."""
         try:
             facts = {**self.facts, names.RUN_ID: self.run.run_id}
             save_policy(self.run.folder, self.agent.state_dict(), facts)
         except OSError as error:
             self.say([f"warning: no policy.safetensors was written ({error})"])
+            return False
+        return True
+
+    def has_on_disk(self, progress: Progress) -> bool:
+        """Whether there is a checkpoint of this moment."""
+        return self._step_on_disk == progress.global_step
 
     def write_result(self, result: Mapping[str, Any]) -> None:
         """Write result.json, which `finish` writes anew."""

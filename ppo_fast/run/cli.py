@@ -15,6 +15,7 @@ bounds and choices, for calls from Python too. Hyphens and underscores are the s
 | 4           | `--verify` found the fast path to differ from the eager one               |
 | 5           | `--max-runtime` is over: saved, `--resume` goes on                        |
 | 6           | an environment raised, died or hung: one line; what was trained is saved  |
+| 7           | a disk took neither checkpoint nor policy of what was learned last        |
 | 128 + n     | signal n stopped it: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP, 138 SIGUSR1     |
 | 141         | the reader of a --help or a table has gone, such as `head`                |
 | 1           | standard output takes nothing: one line; or a fault of ours, its traceback |

@@ -10,6 +10,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -126,6 +127,24 @@ class RowFile:
         self._ends_in_half_a_row = written != len(line)
         if self._ends_in_half_a_row:
             raise OSError(f"{written} of {len(line)} bytes written")
+
+    def put_back(self) -> bool:
+        """Whether the file had gone, or its folder had: then it is there again, with all its rows.
+
+        Raises:
+            OSError: its rows can't be read any more, as where the disk itself has gone, or it can't be written.
+        """
+        descriptor = self._file.fileno()
+        with suppress(FileNotFoundError):
+            if os.path.samestat(self.path.stat(), os.fstat(descriptor)):
+                return False
+        size = os.fstat(descriptor).st_size
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(self.path, os.pread(descriptor, size, 0))
+        file = appended_file(self.path)
+        self._file.close()
+        self._file = file
+        return True
 
     def tally(self) -> Tally:
         """Of all rows in the file."""

@@ -44,6 +44,7 @@ from ppo_fast.run.stopwatch import Stopwatch
 from ppo_fast.stops import Stopped
 
 MAX_RUNTIME_STATUS = 5
+LOST_STATUS = 7
 ROLLBACKS = 3  # of a run, at most
 
 
@@ -444,7 +445,7 @@ class Session:
             return result
         self._warn_of_unfit(execution)  # a replay may have been given up since
         picture = self.log.begin_picture()
-        self.log.save_policy()
+        result |= self._what_is_lost(has_policy=self.log.save_policy())
         self._write_before_the_last_look(result)
         measured: list[str] = []
         try:
@@ -455,7 +456,8 @@ class Session:
         except Stopped:
             self.log.say([f"stopped by {self._stop.name} after the training was over"])
         if self.over is None and self._stop.requested:
-            result |= {"stopped": self._stop.name, "exit_status": self._stop.exit_status}
+            result |= {"stopped": self._stop.name}
+            result.setdefault("exit_status", self._stop.exit_status)
         self._watch.lap("report")
         result["seconds"] = self._watch.seconds
         self.log.finish(result, measured, picture)
@@ -483,6 +485,16 @@ class Session:
         except ending.NotDone as problem:
             self.log.say([f"warning: the speed was not measured: {problem}"])
         return lines
+
+    def _what_is_lost(self, has_policy: bool) -> dict[str, Any]:
+        """What result.json says, and an exit status, where the disk has not taken what a run has learned."""
+        is_complete = self.over is None
+        if self.log.has_on_disk(self.progress) or (is_complete and has_policy):
+            return {}
+        what = f"no checkpoint of step {self.progress.global_step:,} could be written"
+        lost = what if has_policy else f"{what}, and no {names.POLICY_FILE}"
+        self.log.say([f"warning: not saved: {lost}"])
+        return {"not_saved": lost, "exit_status": LOST_STATUS}
 
     def _write_before_the_last_look(self, result: Mapping[str, Any]) -> None:
         """Write result.json: no evaluation decides whether there is one. Whoever finds it so knows of a kill."""

@@ -61,7 +61,8 @@ def _result_lines(result: Mapping[str, Any]) -> list[Line]:
             figures = f"{show(result[mean], '.2f')} ± {show(result.get(std), '.2f')}"
             lines.append(Line("evaluation", f"{kind:<9}{figures}{over}"))
     if "stopped" in result:
-        lines.append(Line("stopped", f"{result['stopped']}, at step {steps}; the run is saved"))
+        saved = "the run is saved" if "not_saved" not in result else "NOT saved"
+        lines.append(Line("stopped", f"{result['stopped']}, at step {steps}; {saved}"))
     if "sps" in result:
         lines.append(Line("speed", f"{show(result['sps'], ',.0f')} steps/s, {steps} steps"))
     seconds = result.get("seconds")

@@ -16,7 +16,7 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Protocol, Self
 
@@ -219,6 +219,7 @@ class Run(Record):
 
     def log(self, row: Row) -> None:
         clean = jsonable(row)
+        self._put_back()
         with self._disk_may_fail():
             self._open_rows.append(clean)
         self._log_to_twins(clean)
@@ -240,6 +241,7 @@ class Run(Record):
             twin.log_video(path, global_step)
 
     def write_result(self, result: Row) -> dict[str, Any]:
+        self._put_back()
         clean = {**jsonable(result), names.RUN_ID: self._run_id}
         self._write_json(names.RESULT_FILE, clean)
         return clean
@@ -270,6 +272,26 @@ class Run(Record):
     def _open_rows(self) -> RowFile:
         assert self._row_file is not None, "a resumed run is opened by go_on"
         return self._row_file
+
+    def _put_back(self) -> None:
+        """Make up for a folder or a metrics.jsonl that was deleted, moved or replaced while training went on."""
+        with self._disk_may_fail():
+            if not self._open_rows.put_back():
+                return
+            what = self.folder / names.METRICS_FILE
+            if not (self.folder / names.CONFIG_FILE).exists():
+                what = self.folder
+                write_json(self.folder / names.CONFIG_FILE, self._config)
+            self._lock_anew()
+            self._say(f"warning: {what} had gone while training went on; it is there again")
+
+    def _lock_anew(self) -> None:
+        """Lock a folder that may have taken the place of the one that was locked."""
+        old = self._lock
+        with suppress(BlockingIOError):  # it is the same one
+            self._lock = FolderLock(self.folder)
+            if old is not None:
+                old.release()
 
     def _take(self, folder: Path) -> None:
         """Lock a folder that is there, and see that it can be written to. ValueError("--resume: ...") otherwise."""
