@@ -302,25 +302,33 @@ class HostVectorEnv(VectorEnv):
         """Wait for the step that was begun. The tensors are new ones, and none shares memory with another."""
         self._steps += 1
         try:
-            if self._beside is None:
-                result = self._theirs.call(self.envs.step, self._pending, may_change=self._steps == 1)
-            else:
-                result = self._theirs.call(self._beside.step_wait, may_change=self._steps == 1)
+            if self._steps == 1 or self._theirs.settings is not None:
+                result = self._theirs.call(self._step)
+            else:  # without a look at the settings, which takes some microseconds
+                result = self._step()
             rows = self._rows_of(result)
         except BaseException as problem:
             self._blame(problem, f"step {self._steps}")
         return self._send(rows)
 
+    def _step(self) -> Any:
+        """What the step that was begun gave."""
+        return self.envs.step(self._pending) if self._beside is None else self._beside.step_wait()
+
     def _rows_of(self, result: Any) -> _Rows:
         """What a step gave, with the true successors, and new episodes where some ended."""
+        if self._is_ours:  # looked at already
+            obs, reward, terminated, truncated, info = result
+            staged = self._staging.empty(obs.shape)
+            staged.numpy()[...] = obs
+            return self._after_same_step(_Rows(staged, reward, terminated, truncated), info)
         obs, reward, terminated, truncated, info = five(result)
-        rows = _Rows(self._encode(obs, self._masks_now(info)), reward, terminated, truncated)
-        if not self._is_ours:
-            rows = rows._replace(
-                reward=vector_numbers(reward, "reward", self.num_envs),
-                terminated=vector_numbers(terminated, "terminated", self.num_envs),
-                truncated=vector_numbers(truncated, "truncated", self.num_envs),
-            )
+        rows = _Rows(
+            self._encode(obs, self._masks_now(info)),
+            reward=vector_numbers(reward, "reward", self.num_envs),
+            terminated=vector_numbers(terminated, "terminated", self.num_envs),
+            truncated=vector_numbers(truncated, "truncated", self.num_envs),
+        )
         if self._mode is AutoresetMode.SAME_STEP:
             return self._after_same_step(rows, info)
         if self._mode is AutoresetMode.NEXT_STEP:
@@ -438,7 +446,7 @@ class HostVectorEnv(VectorEnv):
         """The action masks of what a reset or a step gave, as `flat_masks` takes them; None where there are none. Rows
         without one are zero in an info, which allows everything."""
         if self._mask_method is not None:
-            return self._theirs.call(self._mask_method, may_change=False)
+            return self._theirs.call(self._mask_method)
         if self._masks.source == "info":
             return dictionary(info).get(MASK)
         if self._maskable:

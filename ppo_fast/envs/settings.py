@@ -47,11 +47,8 @@ class Theirs:
     def __init__(self) -> None:
         self.settings: Settings | None = None
 
-    def call(self, function: Callable[..., R], *args: Any, may_change: bool = True, **kwargs: Any) -> R:
-        """What code of an environment returns, with its own settings; without looking for new ones, which takes some
-        microseconds, where none `may_change`."""
-        if self.settings is None and not may_change:
-            return function(*args, **kwargs)
+    def call(self, function: Callable[..., R], *args: Any, **kwargs: Any) -> R:
+        """What code of an environment returns, with its own settings."""
         with self.hold():
             return function(*args, **kwargs)
 

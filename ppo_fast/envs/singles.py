@@ -132,6 +132,7 @@ class Block:
         self._result: Any = None  # of the last step of one environment
         # Of the last observation, which the next one is likely to be like; None for none that may be copied as it is.
         self._usual_type: np.dtype | None = None
+        self._fits_view = False  # whether such a one can be copied as bytes
         # Of environments that gave no mask so far: a late one would have been left out of account.
         self._maskable = () if kind.masks.size else maskable(kind.action_space)
         self._envs: list[gymnasium.Env] = []
@@ -165,7 +166,7 @@ class Block:
         # Local names, and no calls where nothing ends: this loop is the time of a step.
         at, plain, shape, usual, array = self._at, self._encoder.plain, self._obs_shape, self._usual_type, np.ndarray
         all_obs, _, rewards, terminations, truncations = self._rows
-        is_usual = plain and len(shape) == 1 and usual == np.float32
+        is_usual = self._fits_view
         is_first, wants_masks = self._steps == 1, self._kind.masks.size
         first = self._indices.start
         seen: list[Any] = []
@@ -241,6 +242,7 @@ class Block:
             return
         self._encoder.write_one(obs, out[index], mask)
         self._usual_type = obs.dtype if is_array else None
+        self._fits_view = is_array and obs.dtype == np.float32 and len(self._obs_shape) == 1
 
     def _write_unusual(self, index: int, obs: Any, result: Sequence[Any]) -> None:
         """Write what a step gave, also a reward and flags that are arrays of one number.
