@@ -33,7 +33,7 @@ import tyro
 from ppo_fast import envs as environments, names, reading
 from ppo_fast.engine import flat, process
 from ppo_fast.envs import Environments
-from ppo_fast.run import cli, film as films, find, identity, play, programs, randomness
+from ppo_fast.run import cli, film as films, find, identity, modules, play, programs, randomness
 from ppo_fast.run.cli import Range
 from ppo_fast.run.flags import plain_args
 from ppo_fast.run.guest import guest
@@ -67,6 +67,8 @@ class Args:
     """seconds of playing, at most; the run's --eval-seconds unless given"""
     backend: str | None = None
     """tensor, entry_point, sync or async; unless given, sync: Gymnasium's own environment, where there is one"""
+    trust: bool = False
+    """import the environment's module wherever it lies, even in a run folder"""
     seed: Annotated[int | None, Range(0, 2**31)] = None
     """of the episodes and the sampling, kept apart from the training's; the run's own unless given"""
     cuda: bool = True
@@ -373,6 +375,12 @@ def evaluate(args: Args) -> dict[str, Any]:
     for note in policy.notes:
         print(f"note: {note}", file=sys.stderr, flush=True)
     program, flags = rebuild_flags(policy)
+    try:
+        imports = modules.check(flags.env_id, policy.folder, args.trust)
+    except ValueError as problem:
+        raise ValueError(f"run: {policy.path}: {problem}") from problem
+    for note in imports:
+        print(note, file=sys.stderr, flush=True)
     if args.video:
         films.render_without_a_display()
     window = args.render == "human"

@@ -20,7 +20,7 @@ from ppo_fast.engine.engine import Engine
 from ppo_fast.engine.firstbad import FirstBad
 from ppo_fast.engine.iteration import Iteration
 from ppo_fast.engine.ranks import Ranks
-from ppo_fast.run import checkpoint, cli, crash, programs
+from ppo_fast.run import checkpoint, cli, crash, modules, programs
 from ppo_fast.run.flags import plain_args
 from ppo_fast.run.guest import guest
 from ppo_fast.run.run_flags import saved_flags
@@ -31,8 +31,13 @@ MADE_ANEW = ("advantage", "rollout.advantage", "rollout.valid")
 
 
 @guest
-def replay(payload: Mapping[str, Any]) -> list[str]:
+def replay(payload: Mapping[str, Any], folder: Path = Path(), trusts: bool = False) -> list[str]:
     """Run the updates of a crash file again, eagerly and on the CPU, and say in lines what was found.
+
+    Args:
+        payload: what the file holds.
+        folder: where it lies: a module of the environment is not imported from there.
+        trusts: imports it all the same.
 
     Raises:
         ValueError: `file: ...` when it does not hold what a crash file of ppo_fast holds.
@@ -42,6 +47,10 @@ def replay(payload: Mapping[str, Any]) -> list[str]:
     except ValueError as problem:
         raise ValueError(f"file: {problem}") from problem
     program, args = _rebuild_flags(broken)
+    try:
+        said = modules.check(args.env_id, folder, trusts)
+    except ValueError as problem:
+        raise ValueError(f"file: {problem}") from problem
     device = torch.device("cpu")
     envs, agent, learner = program.setup(args, device)
     iteration = program.make_iteration(args, envs, agent, learner, Engine(args, Ranks(device), "eager"))
@@ -56,6 +65,7 @@ def replay(payload: Mapping[str, Any]) -> list[str]:
     again = "not reproduced: every number was finite this time" if bool(learner.sound) else "reproduced"
     made = int(learner.step - broken.tensors["step"])
     return [
+        *said,
         f"written after {broken.at:,} iterations of {args.env_id}",
         f"then: {broken.finding}",
         f"first bad tensor in the rollout: {crash.finding(broken.tensors) or 'none'}",
@@ -112,6 +122,8 @@ class Args:
 
     file: Annotated[str, tyro.conf.Positional] = ""
     """crash-<step>.pt of a run folder"""
+    trust: bool = False
+    """import the environment's module wherever it lies, even in a run folder"""
 
 
 def main(args: Args) -> None:
@@ -123,7 +135,7 @@ def main(args: Args) -> None:
         raise ValueError(f"file: {args.file or 'none given'} can't be read ({names.first_line(error)})") from error
     if "progress" in payload:
         raise ValueError(f"file: {args.file} is a checkpoint, not a crash file")
-    say(*replay(payload))
+    say(*replay(payload, Path(args.file).parent, args.trust))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,7 @@
 """Options and fixtures for all tests."""
 
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -24,6 +25,10 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # What is started with & or nohup is born deaf to these, and so are the processes that tests send them to.
+    for signum, hears in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
+        if signal.getsignal(signum) is signal.SIG_IGN:
+            signal.signal(signum, hears)
     config.addinivalue_line("markers", "full_end: a run in this process measures its speed and draws its picture")
     # What the compiler has made is found again by the next session, and a user's own cache is left alone.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"ppo_fast-tests-{os.getuid()}"))

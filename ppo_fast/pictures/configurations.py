@@ -20,7 +20,16 @@ from ppo_fast.pictures.records import RunRecord
 INCIDENTAL = {
     *("seed", "run_root", "quiet", "track", "tensorboard", "capture_video", "eval_episodes", "verify", "profile"),
     *("torch_deterministic", "execution", "versions", "device", "device_in_words", "threads", "backend_used", "cuda"),
-    *("resume", "resumed_from", "save_interval", "keep_checkpoints", "max_runtime", "env_timeout", "env_restarts"),
+    *(
+        "resume",
+        "trust",
+        "resumed_from",
+        "save_interval",
+        "keep_checkpoints",
+        "max_runtime",
+        "env_timeout",
+        "env_restarts",
+    ),
     *("eval_max_steps", "eval_seconds", "on_nan", "run_id", "world_size", "observation_space", "action_space"),
     *("parameters", "num_iterations", "batch_size", "max_entropy", "no_preset", "preset", "exit_status"),
 }

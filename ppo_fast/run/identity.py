@@ -16,7 +16,17 @@ from ppo_fast import jsonl, names, reading
 CHANGEABLE = (
     *("eval_max_steps", "eval_seconds"),
     *("total_timesteps", "eval_episodes", "capture_video", "quiet", "profile", "track", "tensorboard", "run_root"),
-    *("save_interval", "keep_checkpoints", "max_runtime", "on_nan", "env_timeout", "env_restarts", "resume", "preset"),
+    *(
+        "save_interval",
+        "keep_checkpoints",
+        "max_runtime",
+        "on_nan",
+        "env_timeout",
+        "env_restarts",
+        "resume",
+        "trust",
+        "preset",
+    ),
 )
 
 

@@ -17,7 +17,7 @@ from ppo_fast.run.rows import Tally
 from ppo_fast.run.run_flags import saved_flags
 
 # Flags of one process, which the next does not inherit.
-NOT_KEPT = ("max_runtime", "resume", "quiet", "profile")
+NOT_KEPT = ("max_runtime", "resume", "trust", "quiet", "profile")
 # What a checkpoint must hold, and of which types, and what of that its progress.
 PARTS = {"program": str, "flags": dict, "progress": dict, "ranks": list}
 PROGRESS = {

@@ -94,6 +94,8 @@ class RunFlags:
     """apply the tuned flags that the environment has, if any; flags given on the command line win"""
     resume: str = ""
     """go on with a run: its folder, a checkpoint, latest, or auto: the newest unfinished one like this, else new"""
+    trust: bool = False
+    """let a run that goes on import its environment's module wherever that lies, even in a run folder"""
     save_interval: Annotated[int, Range(1)] = 100
     """iterations between two checkpoints; one more is saved at the end and at every stop"""
     keep_checkpoints: Annotated[int, Range(1)] = 3

@@ -498,6 +498,8 @@ class Session:
 
     def _write_before_the_last_look(self, result: Mapping[str, Any]) -> None:
         """Write result.json: no evaluation decides whether there is one. Whoever finds it so knows of a kill."""
+        if self.progress.iteration == self._began_at:
+            return  # the run was complete before: the result that it has stays until there is another
         is_last = self.over is not None or self._stop.requested
         under_way = {} if is_last else {"stopped": "a kill during the last evaluation"}
         self.log.write_result({**result, **under_way, "seconds": self._watch.seconds})

@@ -6,7 +6,7 @@ from dataclasses import MISSING, Field, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-from ppo_fast.run import checkpoint, find, presets, resume
+from ppo_fast.run import checkpoint, find, modules, presets, resume
 from ppo_fast.run.cli import program_of
 from ppo_fast.run.film import render_without_a_display
 from ppo_fast.run.flags import flags_of, plain_args
@@ -48,13 +48,21 @@ def settle(args: Any) -> tuple[Any, Beginning]:
         wrong = resume.too_small(settled, origin)
         if wrong is not None:
             raise ValueError(f"--resume: can't go on from {origin.path}: {wrong}")
-        return settled, Beginning(origin)
+        return settled, Beginning(origin, notes=_module_of(settled.env_id, origin, args.trust or "env_id" in given))
     if named is None or not args.preset or not args.has_presets:
         return args, Beginning()
     tuned = {name: value for name, value in presets.flags(args.env_id).items() if name not in named}
     if not tuned:
         return args, Beginning()
     return replace(args, **tuned), Beginning(notes=(f"preset        {as_typed(tuned)}",))
+
+
+def _module_of(env_id: str, origin: resume.Origin, trusts: bool) -> tuple[str, ...]:
+    """Lines to say of the module that an environment of a checkpoint imports. ValueError where it is not imported."""
+    try:
+        return tuple(modules.check(env_id, origin.run, trusts))
+    except ValueError as problem:
+        raise ValueError(f"--resume: can't go on from {origin.path}: {problem}") from problem
 
 
 def _default(field: Field) -> Any:

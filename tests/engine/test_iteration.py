@@ -185,9 +185,9 @@ def strange_stream(saved: dict[str, Any]) -> None:
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        (strange_name, "--resume: the checkpoint's agent.gone does not fit this configuration"),
-        (strange_shape, "--resume: the checkpoint's obs does not fit this configuration"),
-        (strange_stream, "--resume: the run was on another kind of device, whose random numbers can't go on here"),
+        (strange_name, "its agent.gone does not fit this configuration"),
+        (strange_shape, "its obs does not fit this configuration"),
+        (strange_stream, "the run was on another kind of device, whose random numbers can't go on here"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_a_line(change: Callable[[dict[str, Any]], None], line: str) -> None:
