@@ -92,7 +92,7 @@ def call(line: str) -> None:
     assert words[:2] == ["python", "-m"], f"not a command of ours: {line}"
     program = importlib.import_module(words[2])
     args = cli.parse(program.Args, words[3:], "")
-    small = SMALL if words[2] == "ppo_fast.train" else LIMITS
+    small = SMALL if words[2].startswith("ppo_fast.train") else LIMITS
     for name, value in {**small, **LIMITS}.items():
         if hasattr(args, name):
             setattr(args, name, value)

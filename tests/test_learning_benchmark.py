@@ -215,6 +215,7 @@ def test_variants_have_files_of_their_own(args: learning.Args, monkeypatch: pyte
     assert record["command"].endswith("--variant=raw --extra=--no-norm-obs --env-id CartPole-v1")
 
 
+@pytest.mark.slow
 def test_one_real_run(args: learning.Args) -> None:
     args.seeds, args.total_timesteps = "5", 8192
     found = learning.run(args)["environments"]["CartPole-v1"]

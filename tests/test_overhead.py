@@ -30,6 +30,7 @@ def test_both_kinds_alternate_and_are_compared(
     assert "watched / quiet: 0.970" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_watched_run_has_everything_on(monkeypatch: pytest.MonkeyPatch) -> None:
     said: list[str] = []
     terminal = overhead.on_terminal

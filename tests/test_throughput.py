@@ -241,6 +241,7 @@ def test_whole_benchmark_is_written(
         assert figure in said, figure
 
 
+@pytest.mark.slow
 def test_a_measuring_process_reports(tmp_path: Path) -> None:
     """From the command line to the files: one size, eager, as short as it gets."""
     command = [sys.executable, "-m", "benchmarks.throughput", "--num-envs", "8", "--num-steps", "4", "--compile", "off"]

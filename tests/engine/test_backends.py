@@ -459,6 +459,7 @@ def resident() -> float:
 
 
 @pytest.mark.skipif(not Path("/proc/self/statm").exists(), reason="needs Linux")
+@pytest.mark.slow
 @both
 def test_a_training_gives_its_memory_back(backend: Backend, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each lost 7.8 MB where the interpreter kept its graphs for ever."""

@@ -101,9 +101,9 @@ COLUMNS = [name for name in train.Rollout._fields if name != "valid"]  # of envi
 SLOW = pytest.mark.slow
 
 
-# By default the two that differ most, two more in the slow tests, and all in the thorough ones, by the real compiler.
+# By default the one that differs most, three more in the slow tests, and all in the thorough ones, by the real compiler.
 @pytest.mark.parametrize(
-    "name", ["normalised", "uneven", pytest.param("early stop", marks=SLOW), pytest.param("continuous", marks=SLOW)]
+    "name", ["normalised", *(pytest.param(name, marks=SLOW) for name in ("uneven", "early stop", "continuous"))]
 )
 def test_compiled_is_eager_without_recompiling(graphs, name):
     """Four iterations; nothing compiles in them, though the learning rate changes, and dynamo is not even asked."""
@@ -216,6 +216,7 @@ def test_rollouts_follow_on_one_another(graphs, flags, mode):
     assert ends > 3
 
 
+@SLOW
 def test_the_real_compiler_on_a_gradient():
     """Part of a run, so that it takes seconds: what the compiler makes of loss and backward beside autograd."""
     torch.compiler.reset()
@@ -403,7 +404,11 @@ def test_an_update_in_parts_is_that_of_the_whole(masked):
         torch.testing.assert_close(other, found[0], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("flags", [{}, {"env_id": "Pendulum-v1"}, {"shared_backbone": True}], ids=str)
+@pytest.mark.parametrize(
+    "flags",
+    [{}, *(pytest.param(flags, marks=SLOW) for flags in ({"env_id": "Pendulum-v1"}, {"shared_backbone": True}))],
+    ids=str,
+)
 def test_the_first_update_of_a_compiled_iteration_has_kl_0(graphs, flags):
     """With one epoch of one minibatch the metrics are those of the first minibatch. Rollout and update are different
     graphs, with products of different sizes."""

@@ -193,6 +193,7 @@ def test_a_crash_file_imports_nothing_of_its_folder_either(here: Path, whole: Pa
     assert not mark.exists()
 
 
+@pytest.mark.slow
 def test_on_the_command_line(here: Path, whole: Path) -> None:
     run, _, mark = plant(here, INSIDE["beside the files of a run"], whole)
     words = [sys.executable, "-m", "ppo_fast.evaluate", str(run), "--episodes", "1"]

@@ -127,6 +127,7 @@ def make_row(step):
     }
 
 
+@pytest.mark.slow
 def test_rows_on_disk_equal_metrics_jsonl_and_config_is_complete(offline):
     config = {
         "env_id": "CartPole-v1",
