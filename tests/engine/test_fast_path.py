@@ -101,7 +101,7 @@ COLUMNS = [name for name in train.Rollout._fields if name != "valid"]  # of envi
 SLOW = pytest.mark.slow
 
 
-# By default the one that differs most, three more in the slow tests, and all in the thorough ones, by the real compiler.
+# By default the one that differs most, three more in the slow tests, all in the thorough ones, by the real compiler.
 @pytest.mark.parametrize(
     "name", ["normalised", *(pytest.param(name, marks=SLOW) for name in ("uneven", "early stop", "continuous"))]
 )
