@@ -4,13 +4,22 @@
 tensor environments with gymnasium, by name only, so `gymnasium.make_vec("ppo_fast/CartPole-v1", num_envs=64)` works
 and torch is not imported before it is needed. `gymnasium.make("ppo_fast/CartPole-v1")` gives Gymnasium's own single
 environment. Where a program of ppo_fast is the command, begin.py prepares its process.
+
+    policy = ppo_fast.load("latest")    # what a run has learned
+    action = policy(obs)                # as a function from the environment's observations to its actions
 """
 
 from ppo_fast.begin import register_command
 
 register_command()  # before all that takes long to import
 
+import os  # noqa: E402
+from typing import TYPE_CHECKING  # noqa: E402
+
 import gymnasium  # noqa: E402
+
+if TYPE_CHECKING:
+    from ppo_fast.deploy.policy import Policy
 
 __version__ = "0.1.0"
 
@@ -49,6 +58,32 @@ _MEMORY_ENVIRONMENTS = {
     "RepeatFirstMedium-v0": ("TensorRepeatFirst", {"num_decks": 8}),
     "RepeatFirstHard-v0": ("TensorRepeatFirst", {"num_decks": 16}),
 }
+
+
+def load(
+    run: str | os.PathLike[str] = "latest",
+    *,
+    seed: int | None = None,
+    run_root: str | os.PathLike[str] = "runs",
+    trust: bool = False,
+) -> "Policy":
+    """The policy of a run, to act with: see `ppo_fast.deploy.policy.Policy` and docs/use.md.
+
+    Args:
+        run: a run folder, a policy file, a checkpoint, or "latest".
+        seed: of sampled actions; None for another one each time.
+        run_root: the folder that "latest" looks in.
+        trust: where a file of an earlier version has to ask its environment, import that one's module wherever it lies,
+            even in a run folder.
+
+    Raises:
+        ValueError: "run: ..." in one line, where there is no policy that can be used.
+    """
+    from pathlib import Path
+
+    from ppo_fast.deploy import loading
+
+    return loading.load(os.fspath(run), Path(run_root), seed, trust)
 
 
 def _register_tensor_environments() -> None:

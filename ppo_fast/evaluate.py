@@ -23,26 +23,23 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from types import ModuleType
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
 import tyro
 
-from ppo_fast import envs as environments, names, reading
-from ppo_fast.engine import flat, process
+from ppo_fast import envs as environments, names
+from ppo_fast.engine import process
 from ppo_fast.envs import Environments
-from ppo_fast.run import cli, film as films, find, identity, modules, play, programs, randomness
+from ppo_fast.run import cli, film as films, modules, play, randomness, saved_policy
 from ppo_fast.run.cli import Range
 from ppo_fast.run.flags import plain_args
 from ppo_fast.run.guest import guest
-from ppo_fast.run.payload import policy_in
-from ppo_fast.run.policy import first_not_finite, read_policy
-from ppo_fast.run.run_flags import env_view, saved_flags
+from ppo_fast.run.run_flags import env_view
+from ppo_fast.run.saved_policy import Policy, rebuild_agent, rebuild_flags
 from ppo_fast.run.streams import OutputLost, say, show
 
-CHECKPOINTS = "checkpoints/checkpoint-*.pt"
 RESAMPLES = 2000  # of the bootstrap
 WINDOW_EPISODES = 3  # that are shown in a window, unless --episodes says another number
 EPISODES = 100  # that are played otherwise
@@ -89,153 +86,9 @@ class Args:
             raise ValueError(f"--render: a window comes without --{'video' if self.video else 'json'}; run it twice")
 
 
-class Policy(NamedTuple):
-    """Weights and where they come from."""
-
-    folder: Path  # of the run, or the one that the file lies in
-    path: Path
-    weights: dict[str, torch.Tensor]  # of a state_dict; from a checkpoint "theta" and "agent.<buffer>"
-    facts: dict[str, Any]  # the flags of the run, and its "program"
-    notes: list[str]  # lines to say of it
-
-
 def load(args: Args) -> Policy:
-    """Read what `args.run` names: of a run folder its policy file, or its newest checkpoint if that is newer.
-
-    Raises:
-        ValueError: "run: ..." in one line when there is nothing usable.
-    """
-    root = Path(args.run_root)
-    path = newest(root) if args.run == "latest" else Path(args.run)
-    try:
-        policy = _read(path, root)
-        wrong = _stranger(policy)
-        if wrong is None:
-            return policy
-        if policy.path != path:  # the folder was named, so its run is meant
-            raise ValueError(f"{wrong}; name the file itself to play it all the same")
-        return policy._replace(notes=[*policy.notes, wrong])
-    except KeyError as problem:
-        raise ValueError(f"run: {path} holds no {problem}: no checkpoint of a training program") from problem
-    except OSError as problem:
-        raise ValueError(f"run: {path}: {problem.strerror or problem}") from problem
-    except ValueError as problem:
-        raise ValueError(f"run: {problem}") from problem
-
-
-def _read(path: Path, root: Path) -> Policy:
-    """The policy of a file or a run folder. ValueError, KeyError or OSError where there is none."""
-    if path.suffix == ".safetensors" and path.exists() and not path.is_dir():
-        return _of_file(path.parent, path)
-    file = path / names.POLICY_FILE
-    in_its_place = reading.what_is_at(file)
-    if in_its_place is not None:
-        raise ValueError(f"{file} is {in_its_place}, not a file; name a checkpoint to play that")
-    if file.exists() and not any(age(other) > age(file) for other in path.glob(CHECKPOINTS)):
-        return _of_file(path, file)
-    if not path.exists():
-        raise ValueError(f"{path} is neither a run folder, a checkpoint, a policy file nor 'latest'")
-    found = find.resolve(str(path), root)
-    notes = [f"passed over {line}" for line in found.skipped]
-    facts = {names.RUN_ID: found.payload.get(names.RUN_ID)}
-    weights, flags = policy_in(found.payload)
-    return Policy(found.run, found.path, weights, {**flags, **facts}, notes)
-
-
-def _stranger(policy: Policy) -> str | None:
-    """That a policy is not of the run in whose folder it lies, and why, in words; None where it is."""
-    try:
-        config = identity.config_of(policy.folder)
-    except OSError:
-        return None
-    different = None if config is None else identity.difference(policy.facts, config, ("exp_name",))
-    return None if different is None else f"{policy.path} is not of this run: {different}, as its config.json says"
-
-
-def _of_file(folder: Path, path: Path) -> Policy:
-    """The policy of a policy file. ValueError or OSError where it can't be used."""
-    weights, facts, is_checked = read_policy(path)
-    notes = [] if is_checked else [f"{path} has no checksum, as earlier versions wrote it: damage would not be seen"]
-    return Policy(folder, path, weights, facts, notes)
-
-
-def age(path: Path) -> int:
-    """When a file was written, in nanoseconds; 0 for a link to nothing."""
-    return path.stat().st_mtime_ns if path.exists() else 0
-
-
-def newest(root: Path) -> Path:
-    """The run folder below `root` that wrote a policy or a checkpoint last."""
-    files = [*root.glob(f"*/{names.POLICY_FILE}"), *root.glob(f"*/{CHECKPOINTS}")]
-    if not files:
-        raise ValueError(f"run: no run with a policy or a checkpoint below {root}; name one, or set --run-root")
-    last = max(files, key=lambda path: (age(path), str(path)))
-    return last.parent.parent if last.suffix == ".pt" else last.parent
-
-
-def rebuild_flags(policy: Policy) -> tuple[ModuleType, Any]:
-    """The program that trained the policy and its Args, as they were. ValueError("run: ...") if that can't be."""
-    name = policy.facts.get("program", "ppo_fast.train")
-    if not programs.is_program(name):
-        raise ValueError(f"run: {policy.path} was trained by {name!r}, which is no program of ppo_fast")
-    try:
-        program = programs.load(name)
-    except ModuleNotFoundError as problem:
-        raise ValueError(f"run: {policy.path} was trained by {name}, which is not here") from problem
-    facts = saved_flags(policy.facts)
-    known = {}
-    for field in dataclasses.fields(program.Args):
-        if field.name in facts:
-            known[field.name] = facts[field.name]
-    if "env_id" not in known:
-        raise ValueError(f"run: {policy.path} does not say which environment it is for")
-    try:
-        flags = plain_args(program.Args(**known))  # JSON has lists for tuples
-        flags.check()
-    except (ValueError, TypeError) as problem:
-        raise ValueError(f"run: {policy.path} holds flags that can't be used: {problem}") from problem
-    return program, flags
-
-
-def rebuild_agent(program: ModuleType, flags: Any, policy: Policy, envs: Environments) -> Any:
-    """The agent with its weights and statistics, laid out in memory as in training, so that it computes the same."""
-    _check_room(flags, policy)
-    try:
-        agent = program.Agent(envs, flags).to(envs.device)
-        theta = flat.flatten_parameters(agent)
-        weights = policy.weights
-        if "theta" in weights:  # a checkpoint's, which keeps all parameters in one vector
-            weights = _of_checkpoint(agent, theta, weights)
-        agent.load_state_dict(weights)
-    except (RuntimeError, KeyError, MemoryError) as problem:
-        reason = " ".join(str(problem).split())[:200]
-        raise ValueError(f"run: {policy.path} does not fit {flags.env_id}: {reason}") from problem
-    return agent.eval()
-
-
-def _check_room(flags: Any, policy: Policy) -> None:
-    """ValueError where a file's flags ask for far larger networks than it has weights for: none are made then."""
-    count = sum(x.numel() for x in policy.weights.values())
-    if programs.least_parameters(flags) > count:
-        raise ValueError(f"run: {policy.path} does not fit its flags: it has only {count:,} weights")
-
-
-def _of_checkpoint(agent: Any, theta: torch.Tensor, saved: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """A state_dict from the tensors of a checkpoint. KeyError or RuntimeError naming one that does not fit."""
-    statistics = {name: saved[f"agent.{name}"] for name in buffers_of(agent)}
-    learned = {"theta": saved["theta"], **statistics}
-    if learned["theta"].shape != theta.shape or not learned["theta"].is_floating_point():
-        raise RuntimeError(f"theta has the shape {tuple(learned['theta'].shape)}, not {tuple(theta.shape)}")
-    bad = first_not_finite(learned)
-    if bad is not None:
-        raise RuntimeError(f"its {bad} holds NaN or infinity")
-    theta.copy_(learned["theta"])
-    return {**agent.state_dict(), **statistics}
-
-
-def buffers_of(agent: torch.nn.Module) -> list[str]:
-    """The names of the statistics that belong to an agent's state."""
-    return [name for name, _ in agent.named_buffers() if name in agent.state_dict()]
+    """Read what `args.run` names, as `saved_policy.load` does."""
+    return saved_policy.load(args.run, Path(args.run_root))
 
 
 def make_envs(

@@ -28,12 +28,16 @@ in sorted order, so that a policy can look at `obs[..., envs.columns["pose"]]`. 
 "action_mask". It is empty for an observation without parts.
 """
 
-from ppo_fast.envs.contract import Environments, Part, State, Step
-from ppo_fast.envs.factory import BACKENDS, available_backends, make
-from ppo_fast.envs.faults import EnvironmentFault
-from ppo_fast.envs.groups import HostGroups
-from ppo_fast.envs.host import HostVectorEnv
-from ppo_fast.envs.tensor import TensorVectorEnv
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from ppo_fast.envs.contract import Environments, Part, State, Step
+    from ppo_fast.envs.factory import BACKENDS, available_backends, make
+    from ppo_fast.envs.faults import EnvironmentFault
+    from ppo_fast.envs.groups import HostGroups
+    from ppo_fast.envs.host import HostVectorEnv
+    from ppo_fast.envs.tensor import TensorVectorEnv
 
 __all__ = [
     "BACKENDS",
@@ -48,3 +52,22 @@ __all__ = [
     "available_backends",
     "make",
 ]
+
+# Which module has each of them. It is imported when it is first asked for: a policy that is loaded for a loop of
+# somebody's own uses the encodings in here, and nothing that needs torch.
+_MODULES = {
+    **dict.fromkeys(("Environments", "Part", "State", "Step"), "contract"),
+    **dict.fromkeys(("BACKENDS", "available_backends", "make"), "factory"),
+    "EnvironmentFault": "faults",
+    "HostGroups": "groups",
+    "HostVectorEnv": "host",
+    "TensorVectorEnv": "tensor",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    found = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    globals()[name] = found
+    return found

@@ -7,11 +7,18 @@ and clips to others, which learns better there (benchmarks/LOG.md). A policy's o
 those before that. Letters: N envs, A action dimensions.
 """
 
-from typing import Generic, Literal, NamedTuple, TypeVar
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Generic, Literal, NamedTuple, TypeVar
 
 import numpy as np
-import torch
 from gymnasium import spaces
+
+if TYPE_CHECKING:
+    import torch
+
+# Action spaces as a program sees them: Discrete and MultiDiscrete from 0 on, MultiDiscrete and Box flat.
+ActionSpace = spaces.Discrete | spaces.MultiDiscrete | spaces.Box
 
 ActionBounds = Literal["auto", "rescale", "clip"]
 
@@ -22,7 +29,7 @@ NARROW, WIDE = 1.0, 3.0
 # Bounds beyond it stand for none, as some environments write infinity, and are not mapped to.
 LARGEST_BOUND = 1e6
 
-ArrayT = TypeVar("ArrayT", np.ndarray, torch.Tensor)
+ArrayT = TypeVar("ArrayT", np.ndarray, "torch.Tensor")
 
 
 class Rescaling(NamedTuple, Generic[ArrayT]):
@@ -49,8 +56,9 @@ class BoxMap(NamedTuple, Generic[ArrayT]):
         scale, shift, lowest, highest = self.rescaling
         return (actions * scale + shift).clip(lowest, highest)
 
-    def on(self, device: torch.device) -> "BoxMap[torch.Tensor]":
+    def on(self, device: torch.device) -> BoxMap[torch.Tensor]:
         """The same in tensors."""
+        import torch
 
         def tensor(x: np.ndarray | torch.Tensor) -> torch.Tensor:
             return torch.as_tensor(x, device=device).clone()

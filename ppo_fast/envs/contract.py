@@ -12,12 +12,13 @@ import numpy as np
 import torch
 from gymnasium import spaces
 
+from ppo_fast.envs.actions import ActionSpace
+from ppo_fast.envs.own import OwnSpaces
+
 # One tensor (N, ...) for each part of a state; () for environments that keep their state to themselves.
 State = tuple[torch.Tensor, ...]
 # obs, reward, terminated, truncated, info: see ppo_fast.envs.
 StepResult = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, dict[str, torch.Tensor]]
-# Action spaces as a program sees them: Discrete and MultiDiscrete from 0 on, MultiDiscrete and Box flat.
-ActionSpace = spaces.Discrete | spaces.MultiDiscrete | spaces.Box
 
 
 class Step(NamedTuple):
@@ -75,6 +76,11 @@ class Environments(Part, Protocol):
     @property
     def single_action_space(self) -> ActionSpace:
         """Of one environment: what `advance` takes a row of."""
+        ...
+
+    @property
+    def own_spaces(self) -> OwnSpaces:
+        """What one environment itself observes and takes, and what lies between that and the spaces above."""
         ...
 
     @property

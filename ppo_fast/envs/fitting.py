@@ -4,13 +4,18 @@ What comes in each step is looked at in whole batches, where it is encoded (spac
 something is wrong. They go on after "environment 3 gave at step 7".
 """
 
+from __future__ import annotations
+
 import reprlib
+import sys
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import numpy as np
-import torch
 from gymnasium import spaces
+
+if TYPE_CHECKING:
+    import torch
 
 FIRST_RESET = "its first reset"
 NUMBERS = "biuf"  # kinds of NumPy's types that an observation, a reward or a mask may have
@@ -34,7 +39,15 @@ class Misfit(Exception):
 
 def host_array(value: Any) -> np.ndarray:
     """`value` as a NumPy array, also when it is a tensor, on whatever device."""
-    return value.detach().cpu().numpy() if isinstance(value, torch.Tensor) else np.asarray(value)
+    if type(value) is np.ndarray:  # mostly
+        return value
+    return value.detach().cpu().numpy() if is_tensor(value) else np.asarray(value)
+
+
+def is_tensor(value: object) -> TypeGuard[torch.Tensor]:
+    """Whether a value is a tensor. Where there is one, torch has been imported, and it isn't imported here."""
+    torch_module = sys.modules.get("torch")
+    return torch_module is not None and isinstance(value, torch_module.Tensor)
 
 
 def limits_of(space: PlainSpace) -> tuple[Any, Any] | None:
@@ -190,7 +203,7 @@ def vector_numbers(values: Any, name: str, num_envs: int) -> np.ndarray:
 
 def short(value: Any) -> str:
     """A value in one line, cut where it is long."""
-    if isinstance(value, torch.Tensor):
+    if is_tensor(value):
         value = host_array(value)
     if isinstance(value, np.generic):
         value = value.item()

@@ -99,6 +99,7 @@ class HostGroups(VectorEnv):
         self.spec = first.spec
         self.mask_size = first.mask_size
         self.columns = first.columns
+        self.own_spaces = first.own_spaces
         self.metadata = first.metadata
         self.render_mode = first.render_mode
         self.single_observation_space = first.single_observation_space

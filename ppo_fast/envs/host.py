@@ -30,6 +30,7 @@ from ppo_fast.envs.masks import (
     masks_in_observation,
     vector_method,
 )
+from ppo_fast.envs.own import OwnSpaces
 from ppo_fast.envs.seeds import restart_seed, spread_seeds
 from ppo_fast.envs.settings import theirs_of
 from ppo_fast.envs.spaces import ActionDecoder, ObservationEncoder, moved, remaining_columns
@@ -132,6 +133,7 @@ class HostVectorEnv(VectorEnv):
         self.columns = envs.columns if isinstance(envs, EncodedVectorEnv) else self._encoder.columns
         self.single_observation_space = self._encoder.space
         self._kept: torch.Tensor | None = None  # columns of the observation that are seen; None for all
+        self._hidden = tuple(hide)
         if hide:
             self._hide(hide)
         self.single_action_space = self._decoder.space
@@ -230,6 +232,14 @@ class HostVectorEnv(VectorEnv):
         """
         self.step_async(action)
         return state, self._finish()
+
+    @property
+    def own_spaces(self) -> OwnSpaces:
+        """What one environment itself observes and takes, and what lies between that and a program."""
+        encoder = self.envs.encoder if isinstance(self.envs, EncodedVectorEnv) else self._encoder
+        decoder = self._decoder
+        own = OwnSpaces(encoder.source, decoder.source, encoder.masks, self.mask_size)
+        return own._replace(action_bounds=decoder.bounds, hidden=self._hidden)
 
     @property
     def parts(self) -> Sequence[Part]:

@@ -5,17 +5,17 @@ Chosen once per environment, then applied to whole batches of N environments. Ob
 gymnasium.spaces.flatten, except that a Box that stands alone keeps its shape.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from gymnasium import spaces
 
-from ppo_fast.envs.actions import ActionBounds, BoxMap, map_to
-from ppo_fast.envs.contract import ActionSpace
+from ppo_fast.envs.actions import ActionBounds, ActionSpace, BoxMap, map_to
 from ppo_fast.envs.fitting import (
     NUMBERS,
     Misfit,
@@ -28,6 +28,9 @@ from ppo_fast.envs.fitting import (
     short_space,
 )
 from ppo_fast.envs.masks import MASK, NO_MASKS, Masks, allowed_actions, flat_mask, flat_masks
+
+if TYPE_CHECKING:
+    import torch
 
 SUPPORTED_OBSERVATIONS = "Box, Discrete, MultiBinary, MultiDiscrete, and Dict or Tuple of these"
 SUPPORTED_ACTIONS = "Discrete, MultiDiscrete and Box of floats"
@@ -127,7 +130,9 @@ class ObservationEncoder:
         masks: how the environment says what it allows.
 
     Attributes:
+        source: the space of the observations.
         space: the Box, (D,), or a lone Box's own shape, (1,) where that is ().
+        masks: as given.
         mask_size: n.
         plain: whether an observation is an array of the row's own shape.
         columns: which columns of a row belong to which key of a Dict, and to which place in a Tuple ("0", "1", ...);
@@ -140,6 +145,7 @@ class ObservationEncoder:
 
     def __init__(self, space: spaces.Space, env_id: str = "", masks: Masks = NO_MASKS) -> None:
         self.source = space
+        self.masks = masks
         self.mask_size = masks.size
         self.plain = isinstance(space, spaces.Box) and space.shape != () and not masks.size
         self._mask_sizes = masks.sizes
@@ -153,6 +159,24 @@ class ObservationEncoder:
         if masks.size:
             self.columns[MASK] = slice(width - masks.size, width)
         self.space = self._box(width, space.shape if self.plain else (width,))
+
+    def rows_in(self, obs: Any) -> int | None:
+        """How many observations there are in `obs`, arrays (N, ...) or a dict or tuple of them; None for a single one.
+
+        Raises:
+            Misfit: it is neither.
+        """
+        leaf = self._leaves[0]
+        assert leaf.space.shape is not None
+        try:
+            shape = host_array(_pick(obs, leaf.path)).shape
+        except UNFIT:
+            shape = None
+        if shape is not None and len(shape) == len(leaf.space.shape) + 1:
+            return shape[0]
+        if shape is None or len(shape) != len(leaf.space.shape):
+            raise Misfit(str(self._misfit([obs].__getitem__, 1)))
+        return None
 
     def write_one(self, obs: Any, out: np.ndarray, mask: Any = None) -> None:
         """Encode one observation into out (*self.space.shape), and the mask beside it, as `flat_mask` takes it. A
@@ -303,31 +327,46 @@ class ActionDecoder:
 
     The start of Discrete and MultiDiscrete is added; Box actions are clipped or rescaled to their bounds.
 
+    Args:
+        space: of one environment.
+        num_envs: N; None for any number of actions.
+        env_id: to be named in errors.
+        action_bounds: see actions.py.
+
+    Attributes:
+        source: the space of one environment.
+        space: what a program sees of it.
+        bounds: as given.
+        box_map: how Box actions get into their bounds; None for others.
+
     Raises:
         ValueError: for an action space that is not supported; when called, for actions of the wrong shape.
     """
 
     def __init__(
-        self, space: spaces.Space, num_envs: int, env_id: str = "", action_bounds: ActionBounds = "clip"
+        self, space: spaces.Space, num_envs: int | None, env_id: str = "", action_bounds: ActionBounds = "clip"
     ) -> None:
+        self.bounds: ActionBounds = action_bounds
         self.space = presented_actions(space, env_id)
-        self._to_box: BoxMap[np.ndarray] | None = None
+        self.box_map: BoxMap[np.ndarray] | None = None
         if isinstance(space, spaces.Box):
-            self._to_box = map_to(space, action_bounds)
-            self.space = presented_actions(spaces.Box(self._to_box.low, self._to_box.high, dtype=space.dtype))
-        self.shape = (num_envs, *(self.space.shape or ()))
+            self.box_map = map_to(space, action_bounds)
+            self.space = presented_actions(spaces.Box(self.box_map.low, self.box_map.high, dtype=space.dtype))
+        self._num_envs = num_envs
+        self._shape = self.space.shape or ()
         assert isinstance(space, ActionSpace)
-        self._source = space
+        self.source = space
 
     def __call__(self, actions: torch.Tensor | np.ndarray) -> np.ndarray:
         """Actions (N,) or (N, A) as the environment's array (N, *its action shape)."""
         # The environment needs them on the host now: on CUDA this is the one synchronisation of a step.
         values = host_array(actions)
-        if values.shape != self.shape:
-            raise ValueError(f"actions must have the shape {self.shape}, got {values.shape}")
-        space = self._source
-        if self._to_box is not None:
-            return self._to_box(values).astype(space.dtype).reshape(-1, *(space.shape or ()))
+        rows = values.shape[:1] if self._num_envs is None else (self._num_envs,)
+        if values.shape != (*rows, *self._shape):
+            raise ValueError(f"actions must have the shape {(*rows, *self._shape)}, got {values.shape}")
+        space = self.source
+        if self.box_map is not None:
+            return self.box_map(values).astype(space.dtype).reshape(-1, *(space.shape or ()))
         assert not isinstance(space, spaces.Box)
         values = values.astype(space.dtype).reshape(-1, *(space.shape or ()))
         return values + space.start

@@ -18,7 +18,8 @@ from gymnasium.vector.utils import batch_space
 
 from ppo_fast.envs.actions import ActionBounds, BoxMap, map_to
 from ppo_fast.envs.contract import Part, State, Step, StepResult
-from ppo_fast.envs.masks import MASK
+from ppo_fast.envs.masks import MASK, NO_MASKS
+from ppo_fast.envs.own import OwnSpaces
 from ppo_fast.envs.spaces import remaining_columns
 
 __all__ = ["State", "TensorVectorEnv", "Transition"]
@@ -80,13 +81,19 @@ class TensorVectorEnv(VectorEnv):
         self.state: State = ()  # empty until the first reset
         self.generator = torch.Generator(device=self.device)
         self._seeded = False
+        self._own_action_space = single_action_space
         # What the dynamics takes, and how a policy's actions get there; None for Discrete actions.
         self._box = single_action_space if isinstance(single_action_space, spaces.Box) else None
         self._to_box: BoxMap[torch.Tensor] | None = None
         self.bound_actions("clip")
         self._kept: torch.Tensor | None = None  # columns of the observation that are seen; None for all
+        # What the environment itself shows, and which columns of that are left.
+        self._own_observation_space = single_observation_space
+        self._left: Sequence[int] = range(single_observation_space.shape[0])
         if self.hidden:
             self.hide(self.hidden)
+            self._own_observation_space = self.single_observation_space
+            self._left = range(len(self._left))
 
     def hide(self, columns: Sequence[int]) -> None:
         """Leave these columns out of the observations that `reset` and a step return.
@@ -103,11 +110,13 @@ class TensorVectorEnv(VectorEnv):
         columns = remaining_columns(space, columns, self.mask_size)
         kept = torch.tensor(columns, device=self.device)
         self._kept = kept if self._kept is None else self._kept[kept]
+        self._left = [self._left[column] for column in columns]
         self.single_observation_space = spaces.Box(space.low[columns], space.high[columns])
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
 
     def bound_actions(self, bounds: ActionBounds) -> None:
         """How Box actions get into their bounds from now on (see actions.py); at first they are clipped."""
+        self._bounds: ActionBounds = bounds
         if self._box is not None:
             to_box = map_to(self._box, bounds)
             self._to_box = to_box.on(self.device)
@@ -165,6 +174,13 @@ class TensorVectorEnv(VectorEnv):
         return state, Step(obs, reward, terminated, truncated, final_obs, valid=None)
 
     # The shell.
+
+    @property
+    def own_spaces(self) -> OwnSpaces:
+        """What one environment shows, `hidden` columns aside, and takes; what `hide` and `bound_actions` do to it."""
+        own = self._own_observation_space
+        hidden = sorted(set(range(own.shape[0])) - set(self._left))
+        return OwnSpaces(own, self._own_action_space, NO_MASKS, self.mask_size, self._bounds, tuple(hidden))
 
     @property
     def columns(self) -> dict[str, slice]:

@@ -32,6 +32,7 @@ from ppo_fast.run.find import snapshot_of
 from ppo_fast.run.health import Health
 from ppo_fast.run.payload import Checkpoint, Progress, RankState, Score
 from ppo_fast.run.policy import save_policy
+from ppo_fast.run.probe import Probe
 from ppo_fast.run.readout import Totals
 from ppo_fast.run.rows import truncate_rows
 from ppo_fast.run.run_flags import env_view
@@ -261,10 +262,13 @@ class AgentLog:
     def _draw(self) -> None:
         panels.plot_curves(self.run.folder, self.run.rows())
 
-    def save_policy(self) -> bool:
-        """Write policy.safetensors; returns whether it is there. A full disk is a warning."""
+    def save_policy(self, probe: Probe | None) -> bool:
+        """Write policy.safetensors, with what the policy answers; returns whether it is there. A full disk is a
+        warning."""
         try:
             facts = {**self.facts, names.RUN_ID: self.run.run_id}
+            if probe is not None:
+                facts["probe"] = probe.to_json()
             save_policy(self.run.folder, self.agent.state_dict(), facts)
         except OSError as error:
             self.say([f"warning: no policy.safetensors was written ({error})"])

@@ -1,26 +1,20 @@
 """policy.safetensors: the weights of a policy alone, for other programs, with the facts of its run as metadata.
 
-It is an ordinary safetensors file. Each fact is a JSON text in its metadata, and so are "policy_format" and "sha256":
-the checksum of the whole file as it would be with 64 zeros in that place. It finds damage; it is not a signature.
+How the file is made up is told in policy_file.py, which reads it without torch. Here are its tensors.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
-from ppo_fast import jsonl, names, reading
+from ppo_fast import names
+from ppo_fast.run import policy_file
 from ppo_fast.run.checkpoint import DamagedCheckpoint, plain
+from ppo_fast.run.policy_file import CHECKSUM_KEY, FORMAT, FORMAT_KEY, NO_CHECKSUM
 from ppo_fast.writing import write_atomically
-
-FORMAT = 1
-FORMAT_KEY = "policy_format"
-CHECKSUM_KEY = "sha256"
-NO_CHECKSUM = "0" * 64
-LARGEST_HEADER = 100_000_000  # bytes, for safetensors, too
 
 
 class PolicyFile(NamedTuple):
@@ -47,9 +41,8 @@ def save_policy(folder: Path, state_dict: dict[str, Tensor], meta: dict[str, Any
     facts = {**meta, FORMAT_KEY: FORMAT, CHECKSUM_KEY: NO_CHECKSUM}
     metadata = {key: json.dumps(value) for key, value in facts.items()}
     data = to_bytes(plain(dict(state_dict), "state_dict"), metadata)
-    checksum = hashlib.sha256(data).hexdigest()
     path = folder / names.POLICY_FILE
-    write_atomically(path, _replaced(data, NO_CHECKSUM, checksum))
+    write_atomically(path, policy_file.with_checksum(data))
     return path
 
 
@@ -66,12 +59,10 @@ def read_policy(path: Path) -> PolicyFile:
         DamagedCheckpoint: the file is truncated, altered, no policy of ours, or holds NaN or infinity.
         OSError: it cannot be read.
     """
-    file, size = reading.open_file(path, reading.POLICY)
-    with file:
-        try:
-            return _contents(_whole(file, size))
-        except ValueError as error:
-            raise DamagedCheckpoint(f"{path}: {names.first_line(error)}") from error
+    try:
+        return _with_tensors(policy_file.read(path))
+    except ValueError as error:
+        raise DamagedCheckpoint(f"{path}: {names.first_line(error)}") from error
 
 
 def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
@@ -82,76 +73,15 @@ def first_not_finite(tensors: Mapping[str, Tensor]) -> str | None:
     return None
 
 
-def _whole(file: BinaryIO, size: int) -> bytes:
-    """The bytes of a file whose header says that it is whole: of any other only the header is read. Else ValueError."""
-    wrong = ValueError(f"truncated, or no policy of ppo_fast ({size} bytes)")
-    start = file.read(8)
-    length = int.from_bytes(start, "little")
-    if len(start) < 8 or length > min(LARGEST_HEADER, size - 8):
-        raise wrong
-    header = file.read(length)
-    entries = jsonl.json_object(header)
-    if entries is None or 8 + length + _end_of(entries) != size:
-        raise wrong
-    return start + header + file.read(size)
-
-
-def _end_of(entries: Mapping[str, Any]) -> int:
-    """How many bytes of tensors there are, by a header; -1 where it doesn't say."""
-    end = 0
-    for name, entry in entries.items():
-        if name == "__metadata__":
-            continue
-        offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
-        if not isinstance(offsets, list) or not offsets or type(offsets[-1]) is not int:
-            return -1
-        end = max(end, offsets[-1])
-    return end
-
-
-def _contents(data: bytes) -> PolicyFile:
-    """What a whole file holds. ValueError with the reason where it can't be used."""
-    length = int.from_bytes(data[:8], "little")
-    header = jsonl.json_object(data[8 : 8 + length]) or {}
-    metadata = header.get("__metadata__") or {}
-    # First: where a byte of the metadata is wrong, nothing else it says counts.
-    _check_checksum(data, metadata)
-    try:
-        meta = {key: json.loads(value) for key, value in metadata.items()}
-    except (ValueError, TypeError, AttributeError, RecursionError) as error:
-        raise ValueError(f"no policy of ppo_fast: its metadata is no JSON ({names.first_line(error)})") from error
-    if meta.get(FORMAT_KEY, FORMAT) != FORMAT:
-        raise ValueError("another version of ppo_fast wrote it")
+def _with_tensors(contents: policy_file.Contents) -> PolicyFile:
+    """A file with its tensors. ValueError with the reason where they can't be used."""
     try:
         from safetensors.torch import load as from_bytes
 
-        weights = from_bytes(data)
+        weights = from_bytes(contents.data)
     except Exception as error:  # SafetensorError, and what an unknown type of numbers leads to
         raise ValueError(f"no policy of ppo_fast ({names.first_line(error)})") from error
     bad = first_not_finite(weights)
     if bad is not None:
         raise ValueError(f"its {bad} holds NaN or infinity")
-    is_checked = meta.pop(CHECKSUM_KEY, None) is not None
-    meta.pop(FORMAT_KEY, None)
-    return PolicyFile(weights, meta, is_checked)
-
-
-def _check_checksum(data: bytes, metadata: Any) -> None:
-    """ValueError where a checksum is there and wrong, or is missing though the file says that it has one."""
-    if not isinstance(metadata, dict) or not {FORMAT_KEY, CHECKSUM_KEY} & metadata.keys():
-        return  # written before there were checksums
-    said = str(metadata.get(CHECKSUM_KEY, "")).strip('"')
-    if hashlib.sha256(_replaced(data, said, NO_CHECKSUM)).hexdigest() != said:
-        raise ValueError(f"the checksum does not match its contents ({len(data)} bytes)")
-
-
-def _replaced(data: bytes, before: str, after: str) -> bytes:
-    """The file with another checksum. One that is not there, in full, changes nothing."""
-    if len(before) != len(after):
-        return data
-    return data.replace(_entry(before), _entry(after), 1)
-
-
-def _entry(checksum: str) -> bytes:
-    """How a checksum stands in the header: a JSON text within a JSON text."""
-    return f'"{CHECKSUM_KEY}":{json.dumps(json.dumps(checksum))}'.encode()
+    return PolicyFile(weights, contents.facts, contents.is_checked)

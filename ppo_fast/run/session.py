@@ -29,10 +29,11 @@ from ppo_fast.algorithm.statistics import Metrics
 from ppo_fast.engine import caches, plan, process
 from ppo_fast.engine.iteration import EXECUTION_KNOWN, Execution, Iteration
 from ppo_fast.engine.ranks import Ranks
-from ppo_fast.envs import EnvironmentFault, Environments
+from ppo_fast.envs import EnvironmentFault, Environments, spaces_json
 from ppo_fast.envs.seeds import seed_process
 from ppo_fast.run import checkpoint, clipped, crash, ending, randomness, readout, resume
 from ppo_fast.run.agent_log import AgentLog, open_log
+from ppo_fast.run.agent_player import probe_of
 from ppo_fast.run.beside import Beside
 from ppo_fast.run.cli import FAULT_STATUS, program_of
 from ppo_fast.run.console import Console
@@ -199,6 +200,7 @@ class Session:
             "program": program_of(args),
             "observation_space": str(envs.single_observation_space),
             "action_space": str(envs.single_action_space),
+            "spaces": spaces_json.to_json(envs.own_spaces),
             **process.versions(self.ranks.device, args.cuda),
         }
 
@@ -445,7 +447,9 @@ class Session:
             return result
         self._warn_of_unfit(execution)  # a replay may have been given up since
         picture = self.log.begin_picture()
-        result |= self._what_is_lost(has_policy=self.log.save_policy())
+        shape = envs.single_observation_space.shape
+        answers = probe_of(agent, shape, envs.mask_size, iteration.state.rollout.get("obs"))
+        result |= self._what_is_lost(has_policy=self.log.save_policy(answers))
         self._write_before_the_last_look(result)
         measured: list[str] = []
         try:

@@ -1,0 +1,1 @@
+"""A policy in somebody's own loop: what `ppo_fast.load` gives."""
