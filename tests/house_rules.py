@@ -36,11 +36,12 @@ ROOMS = {
     "algorithm": set(),
     "envs": set(),
     "pictures": set(),
+    "checkup": {"envs"},
     "engine": {"algorithm", "envs"},
     "run": {"algorithm", "envs", "engine", "pictures"},
     "deploy": {"algorithm", "envs", "engine", "run"},
 }
-PROGRAM = re.compile(r"ppo_fast\.(train(_\w+)?|evaluate|plot|compare|replay|export)")
+PROGRAM = re.compile(r"ppo_fast\.(train(_\w+)?|evaluate|plot|compare|replay|export|doctor)")
 LAZY = {"wandb", "matplotlib", "moviepy", "pygame", "scipy", "envpool", "tensorboard"}
 PURE_CALLS = {
     *("bool", "dict", "float", "frozenset", "int", "len", "list", "range", "set", "sorted", "str", "tuple", "type"),

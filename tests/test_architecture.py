@@ -54,6 +54,8 @@ PLANTED: dict[Rule, list[tuple[str, str]]] = {
         ("ppo_fast.algorithm.ppo", "importlib.import_module('ppo_fast.engine.flat')"),
         ("ppo_fast.envs.host", "from ppo_fast.algorithm import ppo"),
         ("ppo_fast.pictures.panels", "from ppo_fast.run import health"),
+        ("ppo_fast.checkup.walk", "from ppo_fast.run import cli"),
+        ("ppo_fast.run.session", "from ppo_fast.checkup import walk"),
         ("ppo_fast.engine.verify", "from ppo_fast.run import console"),
         ("ppo_fast.engine.verify", "from ppo_fast import train"),
         ("ppo_fast.names", "from ppo_fast.run import cli"),

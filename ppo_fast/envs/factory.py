@@ -134,7 +134,7 @@ def _make_one(wanted: _Wanted) -> TensorVectorEnv | HostVectorEnv:
     env_id, backend = wanted.env_id, wanted.backend
     if backend == "envpool" and not envpool.installed():
         raise ValueError('--backend: envpool needs a package that is missing; pip install "ppo_fast[envpool]"')
-    spec = _find_spec(env_id)
+    spec = find_spec(env_id)
     if backend == "envpool" or (backend == "auto" and spec is None):
         return _make_envpool(spec, wanted)
     if spec is None:
@@ -159,9 +159,19 @@ def available_backends(env_id: str) -> tuple[str, ...]:
     Raises:
         ValueError: naming --env-id, when there is no such environment.
     """
-    spec = _find_spec(env_id)
+    spec = find_spec(env_id)
     found = [] if spec is None else _registered_backends(spec)
     return (*found, "envpool") if env_id in envpool.all_ids() else tuple(found)
+
+
+def auto_backend(env_id: str) -> str:
+    """The backend that `auto` takes where `make` is given no further arguments.
+
+    Raises:
+        ValueError: naming --env-id, when there is no such environment.
+    """
+    spec = find_spec(env_id)
+    return "envpool" if spec is None else _choose(spec, _Wanted(env_id, 1, torch.device("cpu"), "auto", 0.0, None, {}))
 
 
 def _registered_backends(spec: EnvSpec) -> list[str]:
@@ -203,8 +213,13 @@ def _check_named(spec: EnvSpec, wanted: _Wanted) -> None:
         raise ValueError(f"--backend: {backend} {wanted.env_id} does not take {arguments}; use sync")
 
 
-def _find_spec(env_id: str) -> EnvSpec | None:
-    """Gymnasium's spec, or None where only envpool knows the id."""
+def find_spec(env_id: str) -> EnvSpec | None:
+    """Gymnasium's spec, or None where only envpool knows the id. It imports the module that an id names.
+
+    Raises:
+        ValueError: naming --env-id, when there is no such environment, or its module can't be imported.
+        EnvironmentFault: when the import raises something else.
+    """
     module, _, name = env_id.rpartition(":")
     if module:
         try:

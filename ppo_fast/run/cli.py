@@ -19,6 +19,7 @@ bounds and choices, for calls from Python too. Hyphens and underscores are the s
 | 128 + n     | signal n stopped it: 130 Ctrl-C, 143 SIGTERM, 129 SIGHUP, 138 SIGUSR1     |
 | 141         | the reader of a --help or a table has gone, such as `head`                |
 | 1           | standard output takes nothing: one line; or a fault of ours, its traceback |
+| 1           | `doctor`: the environment has a fault                                     |
 """
 
 import contextlib
