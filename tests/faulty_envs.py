@@ -21,7 +21,7 @@ Result = tuple[Any, Any, Any, Any, Any]
 class Sound(gymnasium.Env):
     """Nothing is wrong with it: a point walks about 0 and ends at 3, at the latest after its max_episode_steps."""
 
-    observation_space: spaces.Space = spaces.Box(-10.0, 10.0, (2,), np.float32)
+    observation_space: spaces.Space = spaces.Box(-50.0, 50.0, (2,), np.float32)
     action_space: spaces.Space = spaces.Discrete(3)
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Reset:
@@ -230,6 +230,8 @@ class NanLater(Sound):
 
 class OutOfBounds(Sound):
     """float64 and beyond the bounds of its space of float32."""
+
+    observation_space = spaces.Box(-10.0, 10.0, (2,), np.float32)
 
     def observe(self) -> np.ndarray:
         return np.array([self.place, 12.0 + self.place])
@@ -606,7 +608,7 @@ class DictObservation(Sound):
         return {"place": super().observe(), "kind": self.time % 3, "action_mask": mask}
 
 
-class TwoDials(Sound):
+class SoundDials(Sound):
     """Sound: MultiDiscrete, of 12 moves."""
 
     action_space = spaces.MultiDiscrete([3, 4])
@@ -618,10 +620,10 @@ class TwoDials(Sound):
 
 for _name, _kind in list(globals().items()):
     if isinstance(_kind, type) and _kind.__module__ == __name__ and issubclass(_kind, (gymnasium.Env, VectorEnv)):
-        _limits = {"SpecLimit": 25, "Sound": 60, "Masked": 60, "SoundTensor": 30, "TensorLimit": 30, "NotPure": 30}
-        _is_vector = issubclass(_kind, VectorEnv)
-        gymnasium.register(
-            f"{_name}-v0",
-            **{"vector_entry_point" if _is_vector else "entry_point": f"{__name__}:{_name}"},
-            max_episode_steps=_limits.get(_name, None if _is_vector or _name == "NeverEnds" else 60),
-        )
+        _place = f"{__name__}:{_name}"
+        if issubclass(_kind, VectorEnv):
+            _limit = {"SoundTensor": 30, "TensorLimit": 30, "NotPure": 30}.get(_name)
+            gymnasium.register(f"{_name}-v0", vector_entry_point=_place, max_episode_steps=_limit)
+        else:
+            _limit = {"SpecLimit": 25, "NeverEnds": None}.get(_name, 60)
+            gymnasium.register(f"{_name}-v0", entry_point=_place, max_episode_steps=_limit)

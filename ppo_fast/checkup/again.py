@@ -216,7 +216,8 @@ class Again:
             for number, action in enumerate(self._actions, 1):
                 if beside is not None:
                     beside.step()
-                obs, reward, terminated, truncated, _ = env.step(np.copy(action) if np.ndim(action) else action)
+                result: Any = env.step(np.copy(action) if np.ndim(action) else action)
+                obs, reward, terminated, truncated, _ = result
                 ends = (float(np.ravel(reward)[0]), bool(terminated), bool(truncated))
                 events.append(self._event(f"step {number}", env, obs, overwrite, *ends))
                 if terminated or truncated:

@@ -15,6 +15,7 @@ ENOUGH = 3  # episodes that say something about all
 MANY = 5  # that say it where nothing else does
 LONG = 20  # steps from which on the same length again and again is no game with so many moves
 UNLIKELY = 1e-3  # chance at which something is no chance
+OFTEN = 0.5  # share of episodes
 FEW_ZEROS = 0.01  # share of zeros in rewards that are hardly ever zero
 # How limits of time are called by those who write environments.
 LIMIT_NAME = re.compile(
@@ -167,17 +168,18 @@ def _look_beyond_limit(record: Record, episodes: Sequence[Episode], limits: Know
 
 
 def _look_at_last_rewards(record: Record, episodes: Sequence[Episode], found: Findings) -> None:
-    """Rewards of the last step that are always 0 where others hardly ever are."""
+    """Rewards of the last step that are often 0 where others hardly ever are."""
     reward = record.reward
     last = np.array([reward[episode.last, episode.env] for episode in episodes])
     is_last = np.zeros(reward.shape, bool)
     for episode in episodes:
         is_last[episode.last, episode.env] = True
     others = reward[record.valid & ~is_last]
-    if len(last) < MANY or not len(others) or (last != 0).any() or (others == 0).mean() > FEW_ZEROS:
+    lost = last == 0
+    if len(last) < MANY or not len(others) or lost.mean() < OFTEN or (others == 0).mean() > FEW_ZEROS:
         return
-    what = f"the last reward of all {len(last)} episodes is 0, and hardly any other is"
-    if any(episode.truncated for episode in episodes):
+    what = f"the last reward of {lost.sum()} of {len(last)} episodes is 0, and hardly any other is"
+    if any(episode.truncated for episode, is_lost in zip(episodes, lost, strict=True) if is_lost):
         found.warn("last-reward", "", what, "give the reward of the step that ends an episode, too")
     else:
         found.note("last-reward", "", what, "right where ending is worth nothing; else the last reward is lost")
@@ -189,7 +191,7 @@ def look_at_resets(record: Record, found: Findings) -> None:
     episodes = record.episodes()
     obs = record.obs
     for episode in episodes:
-        start = record.start_of(Episode(episode.env, episode.last + 1, -1, False, False))
+        start = record.start_at(episode.last + 1, episode.env)
         if start is not None:
             possible += 1
             stale += bool(np.array_equal(start, obs[episode.last, episode.env], equal_nan=True))

@@ -193,6 +193,7 @@ class SingleExamination:
             return
         self.facts.steps = len(walk.actions)
         describe(self.facts, walk.record, self._known, _bounds(walk.encoder.space, walk.record), self.found)
+        look_at_resets(walk.record, self.found)
         if walk.step_seconds:
             self.facts.seconds = _look_at_seconds(walk, self.found)
         steps = self._steps_to_compare(walk)
@@ -305,7 +306,6 @@ def describe(
         return
     facts.ends = ends_of(record)
     look_at_ends(record, known, found)
-    look_at_resets(record, found)
     facts.reward = look_at_rewards(record, found)
     facts.numbers = look_at_observations(record, bounds, found)
 

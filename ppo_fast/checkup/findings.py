@@ -7,6 +7,7 @@ from types import TracebackType
 from typing import Literal, TypeVar
 
 from ppo_fast.envs.closing import call_within
+from ppo_fast.envs.faults import OLD_GYM, is_of_environment
 from ppo_fast.envs.fitting import Misfit
 from ppo_fast.names import kind_and_line
 from ppo_fast.stops import EnvironmentFault, is_of_code
@@ -97,6 +98,9 @@ class Findings:
             self.add(severity, "misfit", place, f"gave {problem}", "mend it: training would end here")
             return
         what = f"raised {kind_and_line(problem)}"
+        if OLD_GYM.search(str(problem)) and not is_of_environment(problem.__traceback__):
+            what += "; reset(seed, options) has to give (observation, info), step(action) five values"
+            key = "misfit"
         advice = "mend it: training would end here" if severity == "error" else "mend it"
         self.add(severity, key, place, what, advice, own_lines(problem))
 

@@ -86,7 +86,7 @@ class Record:
     def __init__(self, columns: Columns, num_envs: int = 1) -> None:
         self.columns = columns
         self.num_envs = num_envs
-        self._starts: list[tuple[int, int, np.ndarray]] = []  # of each episode: first step, env, observation
+        self._starts: dict[tuple[int, int], np.ndarray] = {}  # first observations by first step and env
         self._obs: list[np.ndarray] = []
         self._reward: list[np.ndarray] = []
         self._terminated: list[np.ndarray] = []
@@ -98,7 +98,7 @@ class Record:
 
     def begin(self, env: int, obs: np.ndarray) -> None:
         """An episode begins in an environment with an observation (*S)."""
-        self._starts.append((len(self), env, self._kept(obs[None])[0]))
+        self._starts[len(self), env] = self._kept(obs[None])[0]
 
     def add(
         self,
@@ -146,14 +146,11 @@ class Record:
     @property
     def starts(self) -> np.ndarray:
         """(E, D) first observations of episodes."""
-        return np.array([obs for _, _, obs in self._starts]).reshape(-1, len(self.columns.kept))
+        return np.array(list(self._starts.values())).reshape(-1, len(self.columns.kept))
 
-    def start_of(self, episode: Episode) -> np.ndarray | None:
-        """The first observation (D,) of an episode; None where it was not seen."""
-        for first, env, obs in self._starts:
-            if (first, env) == (episode.first, episode.env):
-                return obs
-        return None
+    def start_at(self, step: int, env: int) -> np.ndarray | None:
+        """The first observation (D,) of the episode that begins with this step; None where none does."""
+        return self._starts.get((step, env))
 
     def episodes(self) -> list[Episode]:
         """Those that ended, in order of their ends."""

@@ -22,8 +22,9 @@ def _plain(value: Any) -> Any:
     """Dataclasses and named tuples as dicts."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return {field.name: _plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
-    if hasattr(value, "_asdict"):
-        return {name: _plain(item) for name, item in value._asdict().items()}
+    fields = getattr(value, "_fields", None)
+    if isinstance(value, tuple) and fields is not None:
+        return {name: _plain(item) for name, item in zip(fields, value, strict=True)}
     if isinstance(value, dict):
         return {name: _plain(item) for name, item in value.items()}
     return [_plain(item) for item in value] if isinstance(value, (list, tuple)) else value
@@ -44,7 +45,7 @@ def lines_of(diagnosis: Diagnosis) -> list[str]:
     for facts in diagnosis.facts:
         said += ["", facts.subject, *(f"  {name:<14}{text}" for name, text in _rows(facts)), *_numbers(facts)]
     if diagnosis.paces:
-        said += ["", "steps per second with random actions, all environments together, on one thread"]
+        said += ["", "steps per second with random actions, all environments together"]
     for pace in diagnosis.paces:
         reached = f"{pace.steps_per_second:>12,.0f}   made and reset in {pace.start_seconds:.2f} s"
         said.append(f"  {pace.backend:<14}{pace.num_envs:>3} environments {pace.problem or reached}")

@@ -188,7 +188,8 @@ class Vector:
                 self._walk(envs, steps, seconds)
                 walk = self.walk
                 if walk is not None and walk.finished:
-                    self._look_at_autoreset(envs, walk)
+                    if not self.found.has("not-finite"):
+                        self._look_at_autoreset(envs, walk)
                     _compare_rows(walk, self.found)
                     if isinstance(envs, TensorVectorEnv):
                         _look_whether_pure(envs, walk, self.found)

@@ -82,7 +82,7 @@ ALSO = {
 
 SOUND = [
     *("faulty_envs:Sound-v0", "faulty_envs:Masked-v0", "faulty_envs:MaskMethod-v0", "faulty_envs:DictObservation-v0"),
-    *("faulty_envs:TwoDials-v0", "faulty_envs:SoundVector-v0", "faulty_envs:SoundTensor-v0"),
+    *("faulty_envs:SoundDials-v0", "faulty_envs:SoundVector-v0", "faulty_envs:SoundTensor-v0"),
     *("CartPole-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Acrobot-v1", "Pendulum-v1"),
     *("FrozenLake-v1", "Taxi-v4", "Blackjack-v1", "odd_envs:NextStep-v0", "odd_envs:TwoDials-v0", "odd_envs:Dial-v0"),
     *("ppo_fast/CartPole-v1", "ppo_fast/MemoryChain-v0", "ppo_fast/RepeatPrevious-v0", "ppo_fast/RepeatFirst-v0"),
@@ -96,7 +96,9 @@ SOUND_SLOW = [
 
 def examined(env: str, **flags: Any) -> dict[str, Any]:
     """What the doctor says, without the pace of backends and in this process."""
-    return doctor(Args(**{"env": env, "pace": False, "apart": False, "json": True, "seconds": 10.0, **flags}))
+    return doctor(
+        Args(**{"env": env, "pace": False, "apart": False, "json": True, "seconds": 10.0, "steps": 800, **flags})
+    )
 
 
 def alarms(found: dict[str, Any]) -> list[str]:
