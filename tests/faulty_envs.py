@@ -65,6 +65,13 @@ class WrittenLimit(Sound):
         return obs, reward, self.time >= 50, False, {}
 
 
+class HelpersLimit(Sound):
+    """Also in the code, and in no step."""
+
+    def is_over(self) -> bool:
+        return self.time > 44
+
+
 class SpecLimit(Sound):
     """It knows the limit that it is registered with, and terminates there, too."""
 
@@ -391,6 +398,22 @@ class RaisesLater(Sound):
         return 1 / (20 - self.steps)
 
 
+class SlowReset(Sound):
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Reset:
+        time.sleep(0.06)
+        return super().reset(seed=seed)
+
+
+class NeedsASeed(Sound):
+    """Its generator comes with the first seed."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Reset:
+        if seed is not None:
+            self.rng = np.random.default_rng(seed)
+        self.rng.random()
+        return super().reset(seed=seed)
+
+
 class CloseRaises(Sound):
     def close(self) -> None:
         raise RuntimeError("no socket")
@@ -516,6 +539,20 @@ class VectorBuffer(SoundVector):
         return self.buffer
 
 
+class VectorRewardShape(SoundVector):
+    def step(self, actions: np.ndarray) -> Result:
+        obs, reward, *rest = super().step(actions)
+        return obs, reward.sum(), *rest
+
+
+class VectorLostReward(SoundVector):
+    """Its rewards are those of the new episodes where one has ended."""
+
+    def step(self, actions: np.ndarray) -> Result:
+        obs, reward, terminated, truncated, info = super().step(actions)
+        return obs, np.where(terminated | truncated, 0, reward), terminated, truncated, info
+
+
 class VectorNan(SoundVector):
     steps = 0
 
@@ -556,6 +593,13 @@ class TensorLimit(SoundTensor):
 
     def ends(self, place: torch.Tensor, elapsed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         return elapsed >= self.max_episode_steps, torch.zeros_like(elapsed, dtype=torch.bool)
+
+
+class TensorNoLimit(SoundTensor):
+    """It was given a limit, and keeps none."""
+
+    def ends(self, place: torch.Tensor, elapsed: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return place[:, 0] > 2, torch.zeros_like(elapsed, dtype=torch.bool)
 
 
 class NotPure(SoundTensor):
@@ -622,7 +666,7 @@ for _name, _kind in list(globals().items()):
     if isinstance(_kind, type) and _kind.__module__ == __name__ and issubclass(_kind, (gymnasium.Env, VectorEnv)):
         _place = f"{__name__}:{_name}"
         if issubclass(_kind, VectorEnv):
-            _limit = {"SoundTensor": 30, "TensorLimit": 30, "NotPure": 30}.get(_name)
+            _limit = {"SoundTensor": 30, "TensorLimit": 30, "TensorNoLimit": 30, "NotPure": 30}.get(_name)
             gymnasium.register(f"{_name}-v0", vector_entry_point=_place, max_episode_steps=_limit)
         else:
             _limit = {"SpecLimit": 25, "NeverEnds": None}.get(_name, 60)

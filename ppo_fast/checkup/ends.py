@@ -1,11 +1,13 @@
 """The episodes of a record: how they ended, and ends that are not what they are called."""
 
 import dis
+import itertools
 import re
 from collections.abc import Mapping, Sequence
 from types import CodeType
 from typing import Any, NamedTuple
 
+import gymnasium
 import numpy as np
 
 from ppo_fast.checkup.findings import Findings
@@ -59,32 +61,46 @@ class KnownLimits(NamedTuple):
 
     spec: int | None  # max_episode_steps
     named: Mapping[str, int]  # attributes that are called like one
-    written: frozenset[int]  # numbers in its step
+    written: frozenset[int]  # that its code compares something with
 
 
 def limits_of(env: Any, spec_limit: int | None) -> KnownLimits:
     """What a single environment, reset and not yet stepped, has of such numbers."""
     inner = env.unwrapped
     named: dict[str, int] = {}
-    shared = {name: value for owner in reversed(type(inner).__mro__) for name, value in vars(owner).items()}
+    owners = [owner for owner in type(inner).__mro__ if owner.__module__ != gymnasium.Env.__module__]
+    shared = {name: value for owner in reversed(owners) for name, value in vars(owner).items()}
     for name, value in {**shared, **getattr(inner, "__dict__", {})}.items():
-        if isinstance(value, int | np.integer) and not isinstance(value, bool) and LIMIT_NAME.search(name):
+        if _is_whole(value) and LIMIT_NAME.search(name):
             named[f"self.{name}"] = int(value)
-    module = getattr(type(inner).step, "__globals__", {})
-    code = getattr(type(inner).step, "__code__", None)
-    used = set(code.co_names) if isinstance(code, CodeType) else set()
-    for name in used & set(module):
-        if isinstance(module[name], int) and not isinstance(module[name], bool):
-            named[name] = module[name]
-    return KnownLimits(spec_limit, named, frozenset(_numbers_of(code)))
+    written: set[int] = set()
+    for method in shared.values():
+        code = getattr(method, "__code__", None)
+        if isinstance(code, CodeType):
+            numbers, names = _compared_in(code)
+            written |= numbers
+            values = {name: method.__globals__.get(name) for name in names}
+            named |= {name: x for name, x in values.items() if _is_whole(x) and LIMIT_NAME.search(name)}
+            written |= {x for x in values.values() if _is_whole(x)}
+    return KnownLimits(spec_limit, named, frozenset(written))
 
 
-def _numbers_of(code: object) -> list[int]:
-    """Whole numbers that a function compares or reckons with."""
-    if not isinstance(code, CodeType):
-        return []
-    loaded = [x.argval for x in dis.get_instructions(code) if x.opname in ("LOAD_CONST", "LOAD_SMALL_INT")]
-    return [value for value in loaded if isinstance(value, int) and not isinstance(value, bool)]
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int | np.integer) and not isinstance(value, bool)
+
+
+def _compared_in(code: CodeType) -> tuple[set[int], set[str]]:
+    """Whole numbers that a function compares with, and names of its module that it does."""
+    instructions = list(dis.get_instructions(code))
+    numbers, names = set(), set()
+    for loading, following in itertools.pairwise(instructions):
+        if following.opname != "COMPARE_OP":
+            continue
+        if loading.opname in ("LOAD_CONST", "LOAD_SMALL_INT") and _is_whole(loading.argval):
+            numbers.add(loading.argval)
+        elif loading.opname == "LOAD_GLOBAL":
+            names.add(loading.argval)
+    return numbers, names
 
 
 def look_at_ends(record: Record, limits: KnownLimits, found: Findings) -> None:
@@ -127,8 +143,9 @@ def _look_at_limit(record: Record, episodes: Sequence[Episode], limits: KnownLim
         found.error("time-limit", "", f"{these}, which is {name}, with terminated=True", advice)
     elif all_the_same and len(episodes) >= MANY:
         what = f"{these}, with terminated=True"
-        if clock is None and longest >= LONG and longest in limits.written:
-            found.warn("time-limit", "", f"{what}, and its step compares with {longest}", advice)
+        compared = limits.written & {longest, longest - 1}  # >= one, > the other
+        if clock is None and longest >= LONG and compared:
+            found.warn("time-limit", "", f"{what}, and its code compares with {max(compared)}", advice)
         else:
             seen = f"; {clock} tells the time" if clock else ""
             advice = f"right where nothing can be gained after that; else {advice}"

@@ -197,7 +197,10 @@ class SingleExamination:
         if walk.step_seconds:
             self.facts.seconds = _look_at_seconds(walk, self.found)
         steps = self._steps_to_compare(walk)
-        if not walk.finished or not steps:
+        if not walk.finished:
+            return
+        if not steps:
+            self.found.left_out.append("whether the same comes out again (no time left; --seconds)")
             return
         goes_on = lambda: time.monotonic() < self._end  # noqa: E731
         closing = LEAST if self.found.has("close") else CLOSING
@@ -305,7 +308,8 @@ def describe(
     if not len(record):
         return
     facts.ends = ends_of(record)
-    look_at_ends(record, known, found)
+    if not found.has(*FATAL):
+        look_at_ends(record, known, found)
     facts.reward = look_at_rewards(record, found)
     facts.numbers = look_at_observations(record, bounds, found)
 
@@ -313,7 +317,8 @@ def describe(
 def _look_at_seconds(walk: Walk, found: Findings) -> Seconds:
     steps, resets = np.array(walk.step_seconds), np.array(walk.reset_seconds)
     seconds = Seconds(float(np.median(steps)), float(steps.max()), float(np.median(resets)), float(resets.max()))
-    if seconds.longest_reset > SLOW_RESET:
+    is_slow = seconds.median_reset > max(SLOW_TO_MAKE, SLOW_STEP * seconds.median_step)
+    if is_slow or seconds.longest_reset > SLOW_RESET:
         what = f"a reset took {seconds.longest_reset:.2g} s, a step {seconds.median_step:.2g} s"
         found.note("slow-reset", "", what, "all environments of a process wait for it: --backend async")
     if seconds.longest_step > max(0.05, SLOW_STEP * seconds.median_step):

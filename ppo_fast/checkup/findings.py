@@ -1,5 +1,6 @@
 """What was found in an environment: how bad it is, where, what, and what to do about it."""
 
+import re
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -90,7 +91,9 @@ class Findings:
     def raised(self, problem: BaseException, place: str, key: str = "raises", severity: Severity = "error") -> None:
         """Note what the code of an environment raised. What a signal raised goes on its way."""
         if isinstance(problem, EnvironmentFault):
-            self.add(severity, key, place, problem.reason, "mend it: training would end here", problem.trace)
+            what = re.sub(r"^gave at [^:]*: ", "gave ", problem.reason)  # `place` says it
+            key = "misfit" if what.startswith("gave ") else key
+            self.add(severity, key, place, what, "mend it: training would end here", problem.trace)
             return
         if not is_of_code(problem):
             raise problem

@@ -185,23 +185,17 @@ class Vector:
             self.found.at("made")
             envs = self._make()
             try:
-                self._walk(envs, steps, seconds)
-                walk = self.walk
-                if walk is not None and walk.finished:
-                    if not self.found.has("not-finite"):
-                        self._look_at_autoreset(envs, walk)
-                    _compare_rows(walk, self.found)
-                    if isinstance(envs, TensorVectorEnv):
-                        _look_whether_pure(envs, walk, self.found)
+                walk = self._walk(envs, steps, seconds)
             finally:
                 envs.close()
-            if walk is not None and walk.finished and goes_on():
+            if walk.finished and goes_on():
                 self._compare(walk, min(len(walk.actions), 200))
                 self._look_at_limit()
             for warning in told:
                 self._hear(str(warning.message), walk)
 
-    def _walk(self, envs: Environments, steps: int, seconds: float) -> None:
+    def _walk(self, envs: Environments, steps: int, seconds: float) -> VectorWalk:
+        """Step it, and look at what it gave."""
         mode = (envs.envs if isinstance(envs, HostVectorEnv) else envs).metadata.get("autoreset_mode")
         self.autoreset = getattr(mode, "name", str(mode))
         raw = envs.envs if isinstance(envs, HostVectorEnv) and envs.backend == "entry_point" else None
@@ -211,6 +205,13 @@ class Vector:
         Look(raw, self.found)
         self.walk = VectorWalk(envs, self.found)
         self.walk.go(max(1, steps // envs.num_envs), seconds)
+        if self.walk.finished:
+            if not self.found.has("not-finite"):
+                self._look_at_autoreset(envs, self.walk)
+            _compare_rows(self.walk, self.found)
+            if isinstance(envs, TensorVectorEnv):
+                _look_whether_pure(envs, self.walk, self.found)
+        return self.walk
 
     # What happens where episodes end.
 
@@ -250,10 +251,10 @@ class Vector:
             what = f"the final observations of {len(equal)} episodes are the first ones of the next"
             self.found.error("final-obs", "", what, "info['final_obs'] is the state that the last action led to")
 
-    def _hear(self, text: str, walk: VectorWalk | None) -> None:
+    def _hear(self, text: str, walk: VectorWalk) -> None:
         """A warning of the adapter."""
         if "gives no final_obs" in text:
-            truncated = walk is not None and bool(walk.record.truncated.any())
+            truncated = bool(walk.record.truncated.any())
             what = "no info['final_obs'] where an episode ends: the true last observation is lost"
             advice = "put it there, or use AutoresetMode.NEXT_STEP; truncated episodes need its value"
             self.found.add("error" if truncated else "warning", "no-final-obs", "", what, advice)

@@ -62,11 +62,9 @@ class Walk:
             with warnings.catch_warnings(record=True) as told:
                 warnings.simplefilter("always")
                 mask = self._reset(SEED)
-                for number in range(1, steps + 1):
-                    mask = self._step(number, mask)
+                while len(self.actions) < steps and time.monotonic() < end:
+                    mask = self._step(len(self.actions) + 1, mask)
                     self._hear(told)
-                    if time.monotonic() > end:
-                        break
             self.finished = True
         except _Over:
             pass

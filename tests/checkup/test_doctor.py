@@ -21,6 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 FAULTS = [
     ("OwnLimit", "time-limit", "error"),
     ("WrittenLimit", "time-limit", "warning"),
+    ("HelpersLimit", "time-limit", "warning"),
     ("SpecLimit", "time-limit", "error"),
     ("NeverEnds", "no-end", "warning"),
     ("StaleReset", "stale-reset", "error"),
@@ -60,6 +61,8 @@ FAULTS = [
     ("RaisesWhenMade", "raises", "error"),
     ("RaisesAtFirst", "raises", "error"),
     ("RaisesLater", "raises", "error"),
+    ("SlowReset", "slow-reset", "note"),
+    ("NeedsASeed", "unseeded", "warning"),
     ("CloseRaises", "close", "warning"),
     ("CloseHangs", "close", "warning"),
     ("StepHangs", "hangs", "error"),
@@ -70,8 +73,11 @@ FAULTS = [
     ("NoMode", "no-autoreset-mode", "warning"),
     ("AllTheSame", "same-seeds", "error"),
     ("VectorBuffer", "reused-buffer", "warning"),
+    ("VectorRewardShape", "misfit", "error"),
+    ("VectorLostReward", "last-reward", "warning"),
     ("VectorNan", "not-finite", "error"),
     ("TensorLimit", "time-limit", "error"),
+    ("TensorNoLimit", "limit-ignored", "warning"),
     ("NotPure", "not-pure", "error"),
 ]
 # Alarms that a fault brings along.
@@ -114,7 +120,8 @@ def short_waits(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize(("name", "key", "severity"), FAULTS, ids=[f"{name}-{key}" for name, key, _ in FAULTS])
 def test_fault_is_found_and_named(name: str, key: str, severity: str) -> None:
-    flags = {"seconds": 0.5, "timeout": 0.1} if name == "StepHangs" else {}
+    flags: dict[str, Any] = {"seconds": 0.5, "timeout": 0.1} if name == "StepHangs" else {}
+    flags |= {"steps": 100} if name == "SlowReset" else {}
     found = examined(f"faulty_envs:{name}-v0", **flags)
     of_kind = [x for x in found["findings"] if x["key"] == key]
     assert [x["severity"] for x in of_kind] == [severity], alarms(found)
