@@ -10,11 +10,14 @@ printed and stand in its metadata, as JSON under "ppo_fast". Before it is there 
 observations.
 """
 
+import contextlib
 import dataclasses
 import io
 import json
+import logging
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -73,7 +76,8 @@ def export(args: Args) -> dict[str, Any]:
     target = Path(args.output) if args.output else rebuilt.saved.folder / f"policy{SUFFIXES[args.to]}"
     described = exported.metadata(policy, rebuilt)
     try:
-        data, run = (_in_onnx if args.to == "onnx" else _in_torch)(policy, described)
+        with _without_words():
+            data, run = (_in_onnx if args.to == "onnx" else _in_torch)(policy, described)
     except Exception as problem:  # any, of an exporter that meets code of somebody's own
         raise ValueError(f"--to: this agent can't be exported: {names.kind_and_line(problem)}") from problem
     wrong = exported.difference(rebuilt, policy, run)
@@ -85,6 +89,20 @@ def export(args: Args) -> dict[str, Any]:
         raise ValueError(f"--output: can't write {target}: {problem.strerror or problem}") from problem
     say(*_lines(policy, target))
     return {"path": str(target), **json.loads(described)}
+
+
+@contextlib.contextmanager
+def _without_words() -> Iterator[None]:
+    """Without what exporters say of packages that a policy doesn't need, and of their own code."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logger.setLevel(level)
 
 
 def _check_packages() -> None:

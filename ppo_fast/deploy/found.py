@@ -8,7 +8,10 @@ import numpy as np
 
 from ppo_fast.deploy import networks
 from ppo_fast.envs.own import OwnSpaces
+from ppo_fast.run import programs
 from ppo_fast.run.probe import TOLERANCE, TOLERANCE_BF16, Player, Probe
+
+PROGRAMS = ("ppo_fast.train", "ppo_fast.train_lstm")  # whose networks networks.py plays
 
 
 class Found(NamedTuple):
@@ -24,8 +27,15 @@ class Found(NamedTuple):
 def in_numpy(
     state: Mapping[str, np.ndarray], facts: Mapping[str, Any], own: OwnSpaces, probe: Probe
 ) -> networks.NumpyPlayer | None:
-    """The networks of a state_dict in NumPy; None where they are others than those of ppo_fast's own programs, or don't
-    answer the probe."""
+    """The networks of a state_dict in NumPy; None where they are others than those of train.py and train_lstm.py, or
+    don't answer the probe.
+
+    A further program of ppo_fast is here to play its own. One that is nowhere to be imported, such as a copy in
+    somebody's own folder, is played if its networks are these.
+    """
+    program = facts.get("program", PROGRAMS[0])
+    if program not in PROGRAMS and programs.is_program(program):
+        return None
     seen = own.presented()
     if probe.obs.shape[2:] != seen.single_observation_space.shape:
         return None

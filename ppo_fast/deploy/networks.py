@@ -157,21 +157,17 @@ def player_of(
 
     Args:
         state: a state_dict.
-        facts: of the run: its "program" and "precision".
+        facts: of the run: its "precision".
         action_space: as a program sees it (see ppo_fast.envs).
         mask_size: n where the last n columns of observations are an action mask, else 0.
     """
     left = {name: array for name, array in state.items() if not name.startswith(NOT_NEEDED)}
     rounds = facts.get("precision") == "bf16"
-    program = facts.get("program", "ppo_fast.train")
+    remembers = any(name.startswith("lstm.") for name in left)
     try:
         shift, scale = left.pop("normalize_obs.shift", None), left.pop("normalize_obs.scale", None)
-        if program == "ppo_fast.train":
-            layers, lstm = _mlp(left, "backbone", rounds, activate_last=True), None
-        elif program == "ppo_fast.train_lstm":
-            layers, lstm = _mlp(left, "layers", rounds, activate_last=True), _lstm(left)
-        else:
-            return None
+        layers = _mlp(left, "layers" if remembers else "backbone", rounds, activate_last=True)
+        lstm = _lstm(left) if remembers else None
         actor, head = _mlp(left, "actor", rounds), _head(left, action_space)
     except (KeyError, ValueError):
         return None

@@ -15,9 +15,6 @@ from ppo_fast import export as program
 from ppo_fast.deploy import exported
 from ppo_fast.export import Args, export
 
-# The exporters' own warnings are of their versions.
-pytestmark = [pytest.mark.filterwarnings("ignore")]
-
 DICT = spaces.Dict(gear=spaces.Discrete(3, start=-1), speed=spaces.Box(-2, 2, (2, 2), np.float64))
 CASES: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "plain": (made.own_spaces(made.ACTIONS["discrete"]), "separate", {}),
@@ -47,10 +44,11 @@ def run_torch(path: Path, given: dict[str, np.ndarray]) -> tuple[dict[str, np.nd
 
 
 RUN = {"onnx": run_onnx, "torch": run_torch}
+QUICK = [("masked", "onnx"), ("lstm", "onnx"), ("plain", "torch"), ("mapped", "torch")]
+OTHERS = [(case, to) for case in CASES for to in RUN if (case, to) not in QUICK]
 
 
-@pytest.mark.parametrize("to", RUN)
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(("case", "to"), QUICK + [pytest.param(*pair, marks=pytest.mark.slow) for pair in OTHERS])
 def test_a_file_acts_as_the_policy_does(case: str, to: Any, tmp_path: Path, capsys: Any) -> None:
     """Another number of observations than it was made with; value and log-probability; what is remembered."""
     if to == "onnx":

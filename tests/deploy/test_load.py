@@ -281,26 +281,48 @@ def episodes(policy: Any, env_id: str, number: int, seed: int) -> list[tuple[flo
     env = gymnasium.make(env_id)
     found = []
     for own_seed in spread_seeds(seed + EVAL_SEED, number):
-        obs, _ = env.reset(seed=own_seed)
+        obs, info = env.reset(seed=own_seed)
         memory = policy.memory()
         total, length, done = 0.0, 0, False
         while not done:
-            obs, reward, terminated, truncated, _ = env.step(policy(obs, memory=memory))
+            action = policy(obs, mask=info.get("action_mask"), memory=memory)
+            assert env.action_space.contains(action)
+            obs, reward, terminated, truncated, info = env.step(action)
             total, length, done = total + float(reward), length + 1, terminated or truncated
         found.append((total, length))
     env.close()
     return found
 
 
-@pytest.mark.parametrize("name", ["run", "remembering"])
+@pytest.fixture(scope="module")
+def masked(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One that remembers, with one-hot observations, and masks in the info."""
+    root = tmp_path_factory.mktemp("runs")
+    flags = {**TINY, "env_id": "Taxi-v4", "hidden_sizes": (8,), "lstm_hidden_size": 8, "eval_episodes": 0}
+    train_lstm.train(train_lstm.Args(run_root=str(root), **flags))
+    return next(root.iterdir())
+
+
+@pytest.fixture(scope="module")
+def mapped(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One whose actions are mapped to bounds, and that is not shown all."""
+    root = tmp_path_factory.mktemp("runs")
+    flags = {**TINY, "env_id": "odd_envs:Dial-v0", "hide": (1,), "norm_obs": True}
+    program.train(program.Args(run_root=str(root), **flags))
+    return next(root.iterdir())
+
+
+@pytest.mark.parametrize("name", ["run", "remembering", "masked", "mapped"])
 def test_a_loop_of_ones_own_plays_what_evaluate_plays(name: str, request: pytest.FixtureRequest, capsys: Any) -> None:
     folder = request.getfixturevalue(name)
     policy = ppo_fast.load(folder)
     assert isinstance(policy.player, NumpyPlayer)
     wanted = evaluate.evaluate(evaluate.Args(run=str(folder), policy="greedy", episodes=5, backend="sync"))["greedy"]
     returns, lengths = zip(*episodes(policy, policy.env_id, 5, 5), strict=True)
-    assert (min(returns), max(returns)) == (wanted["min_return"], wanted["max_return"])
-    assert np.mean(returns) == wanted["mean_return"] and np.mean(lengths) == wanted["mean_length"]
+    assert (min(returns), max(returns)) == pytest.approx((wanted["min_return"], wanted["max_return"]), rel=1e-5)
+    assert (
+        np.mean(returns) == pytest.approx(wanted["mean_return"], rel=1e-5) and np.mean(lengths) == wanted["mean_length"]
+    )
 
 
 def test_every_file_of_a_run_gives_its_policy(run: Path, remembering: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -385,6 +407,12 @@ def test_networks_of_ones_own_are_played_by_the_agent(tmp_path: Path, monkeypatc
         assert isinstance(policy.player, AgentPlayer) and np.array_equal(policy(obs), wanted)
         assert torch.equal(torch.get_rng_state(), before)
         assert len(np.unique(policy(np.tile(obs[:1], (500, 1)), sampled=True))) > 1
+
+
+def test_a_copy_of_a_program_is_played_without_importing_it(run: Path, tmp_path: Path) -> None:
+    obs = np.random.default_rng(0).uniform(-0.2, 0.2, (100, 4))
+    policy = ppo_fast.load(altered(run, tmp_path, program="my_own_train"))
+    assert np.array_equal(policy(obs), ppo_fast.load(run)(obs)) and "my_own_train" not in sys.modules
 
 
 def test_strange_files_are_one_line(run: Path, tmp_path: Path) -> None:
