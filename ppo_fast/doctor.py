@@ -9,8 +9,10 @@ It takes random actions for some seconds. An error would make results wrong, or 
 A warning is likely not what is meant, a note is good to know.
 """
 
+import contextlib
 import json
 import re
+import sys
 from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal
 
@@ -76,6 +78,12 @@ def doctor(args: Args) -> dict[str, Any]:
 
 def _examine(args: Args, tell: Tell | None = None) -> Diagnosis:
     """The diagnosis, made in this process."""
+    with contextlib.redirect_stdout(sys.stderr):  # what an environment prints is no answer
+        return _look(args, tell)
+
+
+def _look(args: Args, tell: Tell | None) -> Diagnosis:
+    """The diagnosis. ValueErrors name the flags of this program."""
     limits = examination.Limits(args.steps, args.seconds, args.timeout)
     try:
         diagnosis = examination.examine(args.env, args.backend, limits, tell)

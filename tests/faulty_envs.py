@@ -244,6 +244,13 @@ class OutOfBounds(Sound):
         return np.array([self.place, 12.0 + self.place])
 
 
+class InfiniteInFloat32(Sound):
+    observation_space = spaces.Box(-np.inf, np.inf, (2,), np.float64)
+
+    def observe(self) -> np.ndarray:
+        return np.array([self.place, 1e300 if self.time == 4 else 0.0])
+
+
 class RewardArray(Sound):
     def reward(self) -> Any:
         return np.array([1.5])
@@ -611,6 +618,27 @@ class NotPure(SoundTensor):
         self.steps += 1
         following, place, reward, terminated, truncated = super().transition(state, action, noise)
         return following, place, reward * self.steps, terminated, truncated
+
+
+class Chatty(Sound):
+    """Sound: it prints."""
+
+    def step(self, action: Any) -> Result:
+        print("step")
+        return super().step(action)
+
+
+class ReturnsHome(SoundVector):
+    """Sound: an episode ends where it began, after a way out and back."""
+
+    def step(self, actions: np.ndarray) -> Result:
+        self.time += 1
+        self.place = self.place + np.where(self.time <= 10, 1.0, -1.0)
+        done = self.time >= 20
+        reward = -np.abs(self.place)
+        final = self.observe().copy()
+        self.begin(done)
+        return self.observe(), reward, done & False, done, {"final_obs": final}
 
 
 class Masked(Sound):

@@ -3,6 +3,7 @@
 import contextlib
 import faulthandler
 import multiprocessing
+import os
 import signal
 import sys
 import tempfile
@@ -86,6 +87,7 @@ def _how(code: int) -> str:
 def _work(theirs: Connection, stack: IO[bytes], work: Callable[[Tell], Any]) -> None:
     """The life of the other process."""
     torch.set_num_threads(1)  # the threads of the pool did not come along
+    os.dup2(2, 1)  # what an environment prints is no answer
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the caller's, which ends this process
     faulthandler.enable(stack, all_threads=False)
     try:

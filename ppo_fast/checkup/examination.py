@@ -207,8 +207,8 @@ class SingleExamination:
         actions = walk.actions[:steps]
         again = Again(self._make, walk.encoder, walk.masks, actions, self.found, goes_on, closing)
         seconds = max(1.0, self._end - time.monotonic()) + self._limits.timeout
-        within(seconds, again.compare, self.found)
-        within(seconds, self._try_what_is_not_done, self.found)
+        within(seconds, again.compare, self.found, "warning")
+        within(seconds, self._try_what_is_not_done, self.found, "warning")
 
     def _make(self) -> gymnasium.Env:
         make = partial(gymnasium.make, self._spec, disable_env_checker=True)
@@ -321,9 +321,10 @@ def _look_at_seconds(walk: Walk, found: Findings) -> Seconds:
     if is_slow or seconds.longest_reset > SLOW_RESET:
         what = f"a reset took {seconds.longest_reset:.2g} s, a step {seconds.median_step:.2g} s"
         found.note("slow-reset", "", what, "all environments of a process wait for it: --backend async")
-    if seconds.longest_step > max(0.05, SLOW_STEP * seconds.median_step):
-        place = f"step {int(steps.argmax()) + 1}"
-        what = f"took {seconds.longest_step:.2g} s, the median is {seconds.median_step:.2g} s"
+    later = steps[1:]  # in the first one much is made that lasts
+    if len(later) and later.max() > max(0.05, SLOW_STEP * seconds.median_step):
+        place = f"step {int(later.argmax()) + 2}"
+        what = f"took {later.max():.2g} s, the median is {seconds.median_step:.2g} s"
         found.note("slow-step", place, what, "all environments of a process wait for it")
     return seconds
 
@@ -350,7 +351,10 @@ def _examine_vector(diagnosis: Diagnosis, backend: str, limits: Limits, tell: Te
         facts.masks = "in the observation" if walk.envs.mask_size else ""
         facts.steps = int(walk.record.valid.sum())
         bounds = _bounds(walk.envs.single_observation_space, walk.record)
-        known = KnownLimits(diagnosis.max_episode_steps, {}, frozenset())
+        limit = diagnosis.max_episode_steps
+        if limit is None and not walk.record.episodes():  # else an end at its own limit may be what the task is
+            limit = getattr(getattr(walk.envs, "envs", walk.envs), "max_episode_steps", None) or None
+        known = KnownLimits(limit, {}, frozenset())
         describe(facts, walk.record, known, bounds, found)
         if vector.limit_is_kept:
             _drop(found, "no-limit")

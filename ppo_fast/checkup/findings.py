@@ -121,12 +121,17 @@ def _is_between(trace: TracebackType) -> bool:
     return str(trace.tb_frame.f_globals.get("__name__")).startswith(BETWEEN)
 
 
-def within(seconds: float, work: Callable[[], T], found: Findings) -> T | None:
-    """What `work` returns; None, with a finding, where it raises or takes longer than so many seconds."""
+def within(seconds: float, work: Callable[[], T], found: Findings, severity: Severity = "error") -> T | None:
+    """What `work` returns; None, with a finding, where it raises or takes longer than so many seconds.
+
+    Args:
+        severity: of taking longer. Where it is many calls together, none of them need hang.
+    """
     try:
         return call_within(seconds, work)
     except TimeoutError:
-        found.error("hangs", found.place, f"did not come back within {seconds:.0f} s", "training would wait here, too")
+        what = f"did not come back within {seconds:.0f} s"
+        found.add(severity, "hangs", found.place, what, "training would wait here, too")
     except BaseException as problem:
         found.raised(problem, found.place)
     return None

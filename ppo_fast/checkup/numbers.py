@@ -34,7 +34,7 @@ class Figures(NamedTuple):
         values = values[np.isfinite(values)]
         if not len(values):
             return cls(np.nan, np.nan, np.nan, np.nan, 0.0)
-        with np.errstate(over="ignore"):
+        with np.errstate(all="ignore"):
             mean, std = float(values.mean()), float(values.std())
         return cls(mean, std, float(values.min()), float(values.max()), float((values == 0).mean()))
 

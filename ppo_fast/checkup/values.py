@@ -9,6 +9,7 @@ from gymnasium import spaces
 from ppo_fast.checkup.findings import Findings
 from ppo_fast.envs.fitting import Misfit, host_array, one_number, short, short_space
 
+LARGEST = 3.4028234663852886e38  # of float32
 ROUNDING = 1e-5  # of a bound: how far beyond it rounding may take a value
 SMALL_TYPES = ("int8", "uint8", "int16", "uint16")  # in which sums and differences wrap around
 
@@ -40,6 +41,11 @@ def look_at_box(box: spaces.Box, values: np.ndarray, name: str, place: str, foun
         index = _first(~np.isfinite(values))
         what = f"{name} holds {values[index]} at {list(map(int, index))}"
         found.error("not-finite", place, what, "training stops there: find what divides by 0 or grows without end")
+        return
+    if is_float and values.dtype.itemsize > 4 and (np.abs(values) > LARGEST).any():
+        index = _first(np.abs(values) > LARGEST)
+        what = f"{name} is {values[index]:g} at {list(map(int, index))}, infinite in float32"
+        found.error("not-finite", place, what, "scale it, or find what grows without end")
         return
     if values.dtype != box.dtype:
         _look_at_type(box, values, name, place, found)

@@ -26,6 +26,7 @@ from ppo_fast.envs.spaces import ObservationEncoder
 STARTS = 30  # resets that show what a start looks like
 MARGIN = 0.25  # of the room that starts take up, around it
 DISCERNING = 0.5  # share of steps outside of that room from which on it tells starts from other steps
+MOST = 0.9  # of all
 MANY = 5  # ends that say something about all
 SHORT_LIMIT = 3  # steps of the episodes that show how a limit is reported
 BEYOND = 3.0e38  # of float32
@@ -224,16 +225,15 @@ class Vector:
         if 1 - inside_steps.mean() < DISCERNING:  # most steps look like starts: nothing can be told
             self._look_for_equal_final_obs(walk)
             return
-        is_next = envs.metadata["autoreset_mode"] is AutoresetMode.NEXT_STEP
-        fresh = np.array(walk.next_obs if is_next else walk.first_obs).reshape(-1, starts[0].size)
-        final = np.array(walk.final_obs).reshape(-1, starts[0].size)
-        starts_anew = room.holds(fresh[:, walk.columns.kept], walk.columns.kept).mean() if len(fresh) else 1.0
-        ends_as_start = room.holds(final[:, walk.columns.kept], walk.columns.kept).mean()
-        if ends_as_start > 0.9:
+        kept = walk.columns.kept
+        fresh = np.array(walk.next_obs or walk.first_obs).reshape(-1, starts[0].size)[:, kept]
+        final = np.array(walk.final_obs).reshape(-1, starts[0].size)[:, kept]
+        leaps = Leaps(walk.record)
+        if room.holds(final, kept).mean() > MOST and leaps.is_far(*leaps.last_steps()):
             what = f"the final observations of {len(final)} episodes are first ones of new episodes"
             advice = "info['final_obs'] is the state that the last action led to; the mode says when it is reset"
             self.found.error("final-obs", "", what, advice)
-        elif starts_anew < 0.1:
+        elif room.holds(fresh, kept).mean() < 1 - MOST and not leaps.is_far(final[: len(fresh)], fresh):
             what = f"after {len(fresh)} ends the observation is none that a reset gives"
             self.found.error("no-autoreset", "", what, "its autoreset mode says that it begins a new episode there")
         else:
@@ -317,6 +317,36 @@ class Vector:
                 what = f"all {len(ends)} episodes end after {SHORT_LIMIT} steps with terminated=True"
                 self.found.error("time-limit", place, what, "a limit of time is truncated=True, terminated=False")
             self.limit_is_kept = bool(ends)
+
+
+class Leaps:
+    """How far observations move in a step, to tell whether others are farther apart."""
+
+    def __init__(self, record: Record) -> None:
+        obs = record.obs
+        goes_on = (record.valid & ~record.terminated & ~record.truncated)[:-1] & record.valid[1:]
+        inside = goes_on[:-1] & goes_on[1:] if len(goes_on) > 1 else goes_on[:0]  # not the last steps of episodes
+        self._record = record
+        self._scale = obs[record.valid].std(0) + 1e-8  # (D,)
+        self._usual = self._sizes(obs[:-2][inside], obs[1:-1][inside])
+
+    def _sizes(self, before: np.ndarray, after: np.ndarray) -> np.ndarray:
+        """(K,) how far (K, D) are from each other."""
+        return np.abs((after - before) / self._scale).max(-1)
+
+    def last_steps(self) -> tuple[np.ndarray, np.ndarray]:
+        """Observations before the last step of episodes, and after it."""
+        obs = self._record.obs
+        ends = [episode for episode in self._record.episodes() if episode.length > 1]
+        before = [obs[episode.last - 1, episode.env] for episode in ends]
+        after = [obs[episode.last, episode.env] for episode in ends]
+        return np.array(before).reshape(len(ends), -1), np.array(after).reshape(len(ends), -1)
+
+    def is_far(self, before: np.ndarray, after: np.ndarray) -> bool:
+        """Whether most of these are farther apart than nearly all steps are."""
+        if not len(before) or not len(self._usual):
+            return False
+        return bool(np.median(self._sizes(before, after)) > np.quantile(self._usual, 0.95))
 
 
 class _Room:

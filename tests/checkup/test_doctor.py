@@ -38,6 +38,7 @@ FAULTS = [
     ("NanLater", "not-finite", "error"),
     ("OutOfBounds", "outside-space", "warning"),
     ("OutOfBounds", "type", "note"),
+    ("InfiniteInFloat32", "not-finite", "error"),
     ("RewardArray", "reward-array", "warning"),
     ("RewardNone", "misfit", "error"),
     ("RewardWraps", "wraps", "warning"),
@@ -88,7 +89,12 @@ ALSO = {
 
 SOUND = [
     *("faulty_envs:Sound-v0", "faulty_envs:Masked-v0", "faulty_envs:MaskMethod-v0", "faulty_envs:DictObservation-v0"),
-    *("faulty_envs:SoundDials-v0", "faulty_envs:SoundVector-v0", "faulty_envs:SoundTensor-v0"),
+    *(
+        "faulty_envs:SoundDials-v0",
+        "faulty_envs:SoundVector-v0",
+        "faulty_envs:ReturnsHome-v0",
+        "faulty_envs:SoundTensor-v0",
+    ),
     *("CartPole-v1", "MountainCar-v0", "MountainCarContinuous-v0", "Acrobot-v1", "Pendulum-v1"),
     *("FrozenLake-v1", "Taxi-v4", "Blackjack-v1", "odd_envs:NextStep-v0", "odd_envs:TwoDials-v0", "odd_envs:Dial-v0"),
     *("ppo_fast/CartPole-v1", "ppo_fast/MemoryChain-v0", "ppo_fast/RepeatPrevious-v0", "ppo_fast/RepeatFirst-v0"),
@@ -96,7 +102,7 @@ SOUND = [
 ]
 SOUND_SLOW = [
     *("Hopper-v5", "HalfCheetah-v5", "Walker2d-v5", "InvertedPendulum-v5", "Reacher-v5", "Swimmer-v5", "Ant-v5"),
-    *("Humanoid-v5", "Pusher-v5", "LunarLander-v3", "BipedalWalker-v3", "LunarLander-v2"),
+    *("Humanoid-v5", "Pusher-v5", "LunarLander-v3", "BipedalWalker-v3", "LunarLander-v2", "CheetahRun-v1"),
 ]
 
 
@@ -169,6 +175,13 @@ def test_the_table(capsys: pytest.CaptureFixture[str]) -> None:
     assert "error   time-limit: single environment: all" in text and "self.max_steps = 30" in text
     assert "        -> a limit of time is truncated=True" in text
     assert text.splitlines()[-1].startswith("in all          1 error, 0 warnings")
+
+
+@pytest.mark.parametrize("apart", [False, True])
+def test_what_an_environment_prints_is_no_answer(apart: bool, capfd: pytest.CaptureFixture[str]) -> None:
+    found = examined("faulty_envs:Chatty-v0", steps=20, apart=apart)
+    said = capfd.readouterr()
+    assert json.loads(said.out)["env_id"] == found["env_id"] and said.err.count("step\n") >= 20
 
 
 def test_pace_of_the_backends(capsys: pytest.CaptureFixture[str]) -> None:
