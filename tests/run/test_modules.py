@@ -1,5 +1,6 @@
 """No run folder runs code of its own: where the module lies that a file's environment names."""
 
+import json
 import os
 import shutil
 import subprocess
@@ -12,6 +13,7 @@ import torch
 from test_resume import tiny
 from victims import REPOSITORY, only_run
 
+import ppo_fast
 from ppo_fast import evaluate
 from ppo_fast.replay import replay
 from ppo_fast.run import checkpoint, modules
@@ -103,6 +105,20 @@ def test_it_is_not_imported(case: tuple[str, str, str], here: Path, whole: Path)
         with pytest.raises(ValueError, match=rf"\A--resume: can't go on from [^\n]*{said}"):
             train(Args(resume=spec, run_root=str(run.parent), quiet=True))
     assert not mark.exists()
+
+
+def test_a_policy_that_is_loaded_needs_no_environment_and_an_older_one_may_not_ask(here: Path, whole: Path) -> None:
+    run, env_id, mark = plant(here, INSIDE["beside the files of a run"], whole)
+    assert ppo_fast.load(run)([0.0] * 4) in (0, 1) and not mark.exists()
+    weights, facts = load_policy(run)
+    save_policy(run, weights, {**facts, "spaces": None})
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "spaces": None}))
+    with pytest.raises(ValueError, match=r"\Arun: [^\n]* inside a run folder; [^\n]*\Z"):
+        ppo_fast.load(run)
+    assert not mark.exists()
+    with pytest.warns(UserWarning, match="doesn't say what"):
+        assert ppo_fast.load(run, trust=True).env_id == env_id and mark.exists()
 
 
 @pytest.mark.parametrize("case", INSIDE.values(), ids=INSIDE)
