@@ -13,7 +13,7 @@ import torch
 from gymnasium.vector import AutoresetMode, VectorEnv
 
 from ppo_fast import envs as environments
-from ppo_fast.checkup.again import generators
+from ppo_fast.checkup.again import digest, generators
 from ppo_fast.checkup.findings import Findings
 from ppo_fast.checkup.player import Player
 from ppo_fast.checkup.record import Columns, Record
@@ -87,7 +87,7 @@ class VectorWalk:
         self.found.at(FIRST_RESET)
         try:
             obs = _array(self.envs.reset(seed=seed)[0])
-            self.digests.append(obs.tobytes())
+            self.digests.append(digest(obs))
             for env, row in enumerate(obs):
                 self.record.begin(env, row)
             for number in range(1, steps + 1):
@@ -115,7 +115,7 @@ class VectorWalk:
         obs, reward, terminated, truncated = (_array(x) for x in given[:4])
         final_obs, valid = _array(given[4]["final_obs"]), _array(given[4]["valid"]).astype(bool)
         done = terminated | truncated
-        self.digests.append(b"".join(x.tobytes() for x in (final_obs, reward, terminated, truncated)))
+        self.digests.append(digest(final_obs, reward, terminated, truncated))
         self.record.add(final_obs, reward, terminated, truncated, valid)
         self._look_at_numbers(final_obs, reward)
         for env in np.flatnonzero(done):
