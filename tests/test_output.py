@@ -69,6 +69,7 @@ def words(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
         "evaluate": [one, "--episodes=1", "--no-cuda"],
         "plot": [one, f"--out={root / 'größe.png'}"],
         "compare": [one, "--", two],
+        "export": [one, "--to=torch", f"--output={root / 'größe.pt2'}"],
         "doctor": ["CartPole-v1", "--steps=50", "--no-pace"],
         "replay": [str(root / "größe.pt")],
     }
