@@ -126,7 +126,7 @@ def test_what_is_suggested_after_a_module_can_be_used(module, wrong, near, tmp_p
 
 
 def test_what_only_envpool_has_is_suggested_without_the_module():
-    assert "did you mean Maze-v0" in refusal("os:Mazze-v0", 2)
+    assert "did you mean FishSwim-v1" in refusal("os:FishSwm-v1", 2)
 
 
 @pytest.mark.parametrize("num_envs", [0, -5, 2.0, True])
