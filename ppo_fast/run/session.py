@@ -33,8 +33,6 @@ from ppo_fast.envs import EnvironmentFault, Environments, spaces_json
 from ppo_fast.envs.seeds import seed_process
 from ppo_fast.run import checkpoint, clipped, crash, ending, randomness, readout, resume
 from ppo_fast.run.agent_log import AgentLog, open_log
-from ppo_fast.run.agent_player import probe_of
-from ppo_fast.run.beside import Beside
 from ppo_fast.run.cli import FAULT_STATUS, program_of
 from ppo_fast.run.console import Console
 from ppo_fast.run.crash import Crash
@@ -45,7 +43,6 @@ from ppo_fast.run.stopwatch import Stopwatch
 from ppo_fast.stops import Stopped
 
 MAX_RUNTIME_STATUS = 5
-LOST_STATUS = 7
 ROLLBACKS = 3  # of a run, at most
 
 
@@ -446,84 +443,10 @@ class Session:
         if not self.ranks.is_main:
             return result
         self._warn_of_unfit(execution)  # a replay may have been given up since
-        picture = self.log.begin_picture()
-        shape = envs.single_observation_space.shape
-        answers = probe_of(agent, shape, envs.mask_size, iteration.state.rollout.get("obs"))
-        result |= self._what_is_lost(has_policy=self.log.save_policy(answers))
-        self._write_before_the_last_look(result)
-        measured: list[str] = []
-        try:
-            self._stop.at_once = True  # all is saved
-            if self.over is None and not self._stop.requested:
-                measured = self._look_back(result, envs, agent, iteration, picture)
-            self._stop.at_once = False
-        except Stopped:
-            self.log.say([f"stopped by {self._stop.name} after the training was over"])
-        if self.over is None and self._stop.requested:
-            result |= {"stopped": self._stop.name}
-            result.setdefault("exit_status", self._stop.exit_status)
-        self._watch.lap("report")
-        result["seconds"] = self._watch.seconds
-        self.log.finish(result, measured, picture)
-        return result
-
-    def _look_back(
-        self, result: dict[str, Any], envs: Environments, agent: Any, iteration: Iteration, picture: Beside
-    ) -> list[str]:
-        """Evaluate, film and measure into `result`; returns lines about the speed."""
-        args, device = self.args, self.ranks.device
-        if args.capture_video:
-            self.log.film_last(self.progress.global_step)
-        is_fit = self._evaluate(result, envs, agent) if args.eval_episodes else True
-        self.log.wait_for_films()
-        self._watch.lap("eval")
-        picture.wait()  # what follows wants all cores
-        # Other processes don't run the iteration any more; a run that was complete already has no speed of its own.
-        if self.ranks.world_size > 1 or self.progress.iteration == self._began_at or not is_fit:
-            return []
-        lines: list[str] = []
-        try:
-            result["speed"], lines = ending.measure_speed(args, envs, agent, iteration, result, self._watch.seconds)
-            if args.profile:
-                self.log.say(ending.profile(iteration, self.log.run.folder, device))
-        except ending.NotDone as problem:
-            self.log.say([f"warning: the speed was not measured: {problem}"])
-        return lines
-
-    def _what_is_lost(self, has_policy: bool) -> dict[str, Any]:
-        """What result.json says, and an exit status, where the disk has not taken what a run has learned."""
         is_complete = self.over is None
-        if self.log.has_on_disk(self.progress) or (is_complete and has_policy):
-            return {}
-        what = f"no checkpoint of step {self.progress.global_step:,} could be written"
-        lost = what if has_policy else f"{what}, and no {names.POLICY_FILE}"
-        self.log.say([f"warning: not saved: {lost}"])
-        return {"not_saved": lost, "exit_status": LOST_STATUS}
-
-    def _write_before_the_last_look(self, result: Mapping[str, Any]) -> None:
-        """Write result.json: no evaluation decides whether there is one. Whoever finds it so knows of a kill."""
-        if self.progress.iteration == self._began_at:
-            return  # the run was complete before: the result that it has stays until there is another
-        is_last = self.over is not None or self._stop.requested
-        under_way = {} if is_last else {"stopped": "a kill during the last evaluation"}
-        self.log.write_result({**result, **under_way, "seconds": self._watch.seconds})
-
-    def _evaluate(self, result: dict[str, Any], envs: Environments, agent: Any) -> bool:
-        """Evaluate into `result`; returns whether the environments of the training can still be stepped."""
-        say = self.log.console.phase
-        say("evaluating")
-        try:
-            figures = ending.evaluate(self.args, envs, agent, self.ranks.device, say)
-        except ending.NotDone as problem:
-            again = f"python -m ppo_fast.evaluate {self.log.run.folder}"
-            self.log.say([f"warning: no evaluation: {problem}; all else is there, and {again} tries it again"])
-            result["no_evaluation"] = str(problem)
-            return envs.pure
-        result |= figures
-        cut = ending.cut_short(self.args, figures)
-        if cut is not None:
-            self.log.say([f"warning: {cut}"])
-        return envs.pure or not getattr(envs, "closed", False)
+        trained = progress.iteration > self._began_at
+        end = ending.End(self.args, self.ranks, self.log, self._stop, self._watch, progress, is_complete, trained)
+        return end.leave(result, envs, agent, iteration)
 
 
 def quarters(num_iterations: int) -> frozenset[int]:
