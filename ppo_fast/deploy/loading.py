@@ -17,9 +17,26 @@ from ppo_fast.envs import spaces_json
 from ppo_fast.run import policy_file, policy_place
 from ppo_fast.run.probe import Probe
 
+# What messages of the programs name, as a caller from Python writes it.
+ARGUMENTS = {"--trust": "trust=True", "--run-root": "run_root"}
+
 
 def load(run: str, run_root: Path, seed: int | None, trusts: bool) -> Policy:
     """See `ppo_fast.load`, whose caller is warned of what there is to note."""
+    try:
+        found = _find(run, run_root, trusts)
+    except ValueError as problem:
+        text = str(problem)
+        for flag, argument in ARGUMENTS.items():
+            text = text.replace(flag, argument)
+        raise ValueError(text) from problem
+    for note in found.notes:
+        warnings.warn(note, stacklevel=3)
+    return Policy(found.player, found.own, flags_in(found.facts), found.path, seed)
+
+
+def _find(run: str, run_root: Path, trusts: bool) -> Found:
+    """The policy that `run` names. ValueError "run: ..." where there is none that can be used."""
     path = policy_place.newest(run_root) if run == "latest" else Path(run)
     with policy_place.named_run(path):
         found = _light(path)
@@ -27,9 +44,7 @@ def load(run: str, run_root: Path, seed: int | None, trusts: bool) -> Policy:
         from ppo_fast.deploy import agents  # which brings torch
 
         found = agents.find(path, run_root, trusts)
-    for note in found.notes:
-        warnings.warn(note, stacklevel=3)
-    return Policy(found.player, found.own, flags_in(found.facts), found.path, seed)
+    return found
 
 
 def _light(path: Path) -> Found | None:

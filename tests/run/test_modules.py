@@ -114,8 +114,10 @@ def test_a_policy_that_is_loaded_needs_no_environment_and_an_older_one_may_not_a
     save_policy(run, weights, {**facts, "spaces": None})
     config = json.loads((run / "config.json").read_text())
     (run / "config.json").write_text(json.dumps({**config, "spaces": None}))
-    with pytest.raises(ValueError, match=r"\Arun: [^\n]* inside a run folder; [^\n]*\Z"):
+    with pytest.raises(ValueError, match=r"\Arun: [^\n]* inside a run folder; [^\n]*trust=True imports it\Z"):
         ppo_fast.load(run)
+    with pytest.raises(ValueError, match=r"below nowhere; name one, or set run_root\Z"):
+        ppo_fast.load(run_root="nowhere")
     assert not mark.exists()
     with pytest.warns(UserWarning, match="doesn't say what"):
         assert ppo_fast.load(run, trust=True).env_id == env_id and mark.exists()
