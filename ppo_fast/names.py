@@ -17,6 +17,7 @@ CONFIG_FILE = "config.json"
 METRICS_FILE = "metrics.jsonl"
 RESULT_FILE = "result.json"
 POLICY_FILE = "policy.safetensors"
+BEST_POLICY_FILE = "best.safetensors"  # of --eval-every
 
 # What config.json, result.json, checkpoints and the policy know each other by; files of earlier versions have none.
 RUN_ID = "run_id"
@@ -38,6 +39,7 @@ EXPLAINED_VARIANCE = "losses/explained_variance"
 ELAPSED = "time/elapsed"
 COLLECT_TIME = "time/collect"
 LEARN_TIME = "time/learn"
+EVAL_TIME = "time/eval"
 NOT_FINITE = "health/not_finite"
 
 # Figures of result.json: the greedy evaluation and, with the second prefix, the sampled one.

@@ -46,6 +46,7 @@ from ppo_fast.engine.engine import Engine
 from ppo_fast.engine.flat import flatten_parameters
 from ppo_fast.engine.iteration import Iteration, train_state
 from ppo_fast.run import cli
+from ppo_fast.run.callback import OnIteration
 from ppo_fast.run.flags import Range, check_ranges
 from ppo_fast.run.guest import guest
 from ppo_fast.run.run_flags import RunFlags
@@ -545,14 +546,17 @@ def scheduled_rate(args: Args, iteration: int) -> float:
 
 
 @guest
-def train(args: Args, watch: Stopwatch | None = None) -> dict[str, Any]:
-    """Train, evaluate, leave a run folder; returns what result.json holds. A flag that can't work is a ValueError."""
+def train(args: Args, watch: Stopwatch | None = None, on_iteration: OnIteration | None = None) -> dict[str, Any]:
+    """Train, evaluate, leave a run folder; returns what result.json holds. A flag that can't work is a ValueError.
+
+    `on_iteration` is called after every iteration: see ppo_fast/run/callback.py.
+    """
     args, beginning = settle(args)  # --resume and the preset applied: the flags, and the checkpoint to go on from
     args.check()
     device = process.prepare(args)
     if args.verify:
         return compare_paths(args, setup, make_iteration, device)
-    with ranks.init(device) as group, Session(args, group, beginning, watch) as run:
+    with ranks.init(device) as group, Session(args, group, beginning, watch, on_iteration) as run:
         own = run.share(args)  # the flags of this process: its part of the environments, a seed of its own
         envs, agent, learner = setup(own, group.device)
         group.broadcast_(learner.theta)  # all start from the first process's parameters

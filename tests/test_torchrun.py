@@ -57,6 +57,17 @@ def run(pair: Pair, *flags: str, before: str = "", status: int = 0) -> tuple[Vic
     return ranks
 
 
+@pytest.mark.slow
+def test_the_first_rank_evaluates_and_the_training_is_as_without(pair: Pair, tmp_path: Path) -> None:
+    """The other one waits; what both learn is the same as without evaluations."""
+    for name, flags in (("with", ("--eval-every", str(BATCH), "--eval-every-episodes", "3")), ("without", ())):
+        run(pair, *SMALL, *iterations(4), *flags, "--run-root", str(tmp_path / name))
+    runs = [only_run(tmp_path / name) for name in ("with", "without")]
+    rows = [whole_rows(path)[0] for path in runs]
+    assert [row["eval/episodes"] for row in rows[0]] == [3] * 4 and (runs[0] / "best.safetensors").exists()
+    assert difference(newest(runs[0])["ranks"], newest(runs[1])["ranks"]) is None
+
+
 def iterations(count: int) -> tuple[str, str]:
     return "--total-timesteps", str(count * BATCH)
 

@@ -25,6 +25,7 @@ from ppo_fast.envs import EnvironmentFault, make
 from ppo_fast.pictures import panels
 from ppo_fast.run import checkpoint, resume
 from ppo_fast.run.beside import Beside
+from ppo_fast.run.best import Best, best_in
 from ppo_fast.run.camera import Camera
 from ppo_fast.run.console import Console
 from ppo_fast.run.crash import Crash
@@ -34,7 +35,7 @@ from ppo_fast.run.payload import Checkpoint, Progress, RankState, Score
 from ppo_fast.run.policy import save_policy
 from ppo_fast.run.probe import Probe
 from ppo_fast.run.readout import Totals
-from ppo_fast.run.rows import truncate_rows
+from ppo_fast.run.rows import Row, truncate_rows
 from ppo_fast.run.run_flags import env_view
 from ppo_fast.run.tracking import NoRun, Record, Run
 
@@ -58,6 +59,7 @@ class AgentLog:
 
     Attributes:
         score: which of its checkpoints is the best one.
+        best: the policy that --eval-every found to be the best; None where there is none.
     """
 
     def __init__(
@@ -78,6 +80,7 @@ class AgentLog:
         self.health = health
         self.score = score
         self._writes = not isinstance(run, NoRun)
+        self.best = best_in(run.folder, run.run_id) if self._writes else None
         self._saved_score = score  # with the last checkpoint, for a rollback
         self._camera = Camera(console.message)
         self._disk_failed = False
@@ -105,7 +108,12 @@ class AgentLog:
     # ---------------------------------------------------------------- rows
 
     def record(
-        self, means: Mapping[str, float], totals: Totals, progress: Progress, seconds: Mapping[str, float]
+        self,
+        means: Mapping[str, float],
+        totals: Totals,
+        progress: Progress,
+        seconds: Mapping[str, float],
+        more: Callable[[Row], Row] = lambda row: {},
     ) -> None:
         """Write and show the row of one iteration, check it, and count the episodes that ended in it.
 
@@ -113,6 +121,7 @@ class AgentLog:
             means, totals: of the iteration.
             progress: with this iteration.
             seconds: spent in it, by phase.
+            more: is given the row, and returns what is logged with it and is no matter of the diagnostics.
 
         Raises:
             FloatingPointError: with the cause in a line, when something is NaN or infinite. The row has been written.
@@ -130,7 +139,9 @@ class AgentLog:
         row[names.SPS] = progress.global_step / progress.elapsed
         row[names.ELAPSED] = progress.elapsed
         advice = self.health.update(row)
-        self.run.log({**row, **self.health.metrics()})
+        row |= self.health.metrics()
+        row |= more(row)
+        self.run.log(row)
         self.console.update(row, advice)
         for item in advice:
             if item.severity == "stop":
@@ -265,14 +276,36 @@ class AgentLog:
     def save_policy(self, probe: Probe | None) -> bool:
         """Write policy.safetensors, with what the policy answers; returns whether it is there. A full disk is a
         warning."""
+        return self._write_policy(names.POLICY_FILE, {}, probe)
+
+    def _write_policy(self, name: str, evaluated: Mapping[str, float], probe: Probe | None) -> bool:
+        """Write a policy file; returns whether it is there."""
         try:
-            facts = {**self.facts, names.RUN_ID: self.run.run_id}
+            facts = {**self.facts, **evaluated, names.RUN_ID: self.run.run_id}
             if probe is not None:
                 facts["probe"] = probe.to_json()
-            save_policy(self.run.folder, self.agent.state_dict(), facts)
+            save_policy(self.run.folder, self.agent.state_dict(), facts, name)
         except OSError as error:
-            self.say([f"warning: no policy.safetensors was written ({error})"])
+            self.say([f"warning: no {name} was written ({error})"])
             return False
+        return True
+
+    def keep_if_best(self, figures: Mapping[str, float], global_step: int, probe: Callable[[], Probe | None]) -> bool:
+        """Whether the policy that was evaluated is the best so far; it is then written as best.safetensors.
+
+        A full disk is a warning.
+
+        Args:
+            figures: of the evaluation.
+            global_step: at which the policy is.
+            probe: makes what the file says of the policy's answers.
+        """
+        mean = figures[names.MEAN_RETURN]
+        if math.isnan(mean) or (self.best is not None and mean <= self.best.mean_return):
+            return False
+        evaluated = {names.MEAN_RETURN: mean, names.EPISODES: figures[names.EPISODES], names.GLOBAL_STEP: global_step}
+        if self._write_policy(names.BEST_POLICY_FILE, evaluated, probe()):
+            self.best = Best(mean, global_step)
         return True
 
     def has_on_disk(self, progress: Progress) -> bool:

@@ -12,15 +12,14 @@ from ppo_fast import names
 from ppo_fast.engine import process, profiling, speed
 from ppo_fast.engine.iteration import Iteration
 from ppo_fast.engine.ranks import Ranks
-from ppo_fast.envs import EnvironmentFault, Environments, make
+from ppo_fast.envs import EnvironmentFault, Environments
 from ppo_fast.envs.closing import call_within
-from ppo_fast.run import play, randomness
+from ppo_fast.run import play
 from ppo_fast.run.agent_log import AgentLog
 from ppo_fast.run.agent_player import probe_of
 from ppo_fast.run.beside import Beside
 from ppo_fast.run.interrupt import StopSignal
 from ppo_fast.run.payload import Progress
-from ppo_fast.run.run_flags import env_view
 from ppo_fast.run.stopwatch import Stopwatch
 from ppo_fast.stops import Stopped, is_of_code
 
@@ -150,9 +149,7 @@ def evaluate(
     """
 
     def figures(episodes: int, num_envs: int) -> dict[str, float | int]:
-        backend = "sync" if envs.backend == "async" else envs.backend  # not a process for each of 100 episodes
-        with randomness.seeded(args.seed + play.EVAL_SEED):  # also what environments draw while they are made
-            fresh = make(args.env_id, num_envs, device, backend, **env_view(vars(args)))
+        fresh = play.environments_for(args, envs.backend, num_envs, device, args.seed + play.EVAL_SEED)
         try:
             return process.with_threads(play.evaluate, 1)(fresh, agent, args.seed, episodes, limits)
         finally:

@@ -14,7 +14,7 @@ from ppo_fast import jsonl, names, reading
 
 # Flags that may differ when a run goes on, besides W&B's. Any other would make it another run.
 CHANGEABLE = (
-    *("eval_max_steps", "eval_seconds"),
+    *("eval_max_steps", "eval_seconds", "eval_every", "eval_every_episodes"),
     *("total_timesteps", "eval_episodes", "capture_video", "quiet", "profile", "track", "tensorboard", "run_root"),
     *(
         "save_interval",

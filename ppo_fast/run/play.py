@@ -10,9 +10,10 @@ from typing import Any, NamedTuple, Protocol
 import torch
 from torch import Tensor
 
-from ppo_fast.envs import Environments
+from ppo_fast.envs import Environments, make
 from ppo_fast.envs.seeds import spread_seeds
 from ppo_fast.run import randomness
+from ppo_fast.run.run_flags import env_view
 
 # Added to a run's seed for its evaluation: episodes that training has not seen.
 EVAL_SEED = 1_000_000
@@ -80,15 +81,30 @@ class Limits:
     """when no more is played, by `time.monotonic`; episodes that go on then count with what they have"""
     tell: Callable[[int, int], object] = lambda over, step: None
     """takes, now and then, how many episodes are over, and the steps of those that go on"""
+    stops: Callable[[], bool] = lambda: False
+    """whether somebody wants it to end at once"""
 
     def are_over(self) -> bool:
         """Whether it is time to end."""
-        return time.monotonic() > self.end
+        return self.stops() or time.monotonic() > self.end
 
     def half(self) -> "Limits":
         """The same for half of the time that is left."""
         now = time.monotonic()
         return replace(self, end=now + (self.end - now) / 2)
+
+
+def environments_for(args: Any, backend: str, num_envs: int, device: torch.device, seed: int) -> Environments:
+    """Fresh environments to evaluate a run's policy on, as its training sees them.
+
+    Args:
+        args: a program's flags.
+        backend: of the training.
+        seed: of what environments draw while they are made; the process-wide generators are as before afterwards.
+    """
+    backend = "sync" if backend == "async" else backend  # not a process for each of 100 episodes
+    with randomness.seeded(seed):
+        return make(args.env_id, num_envs, device, backend, **env_view(vars(args)))
 
 
 @torch.no_grad()

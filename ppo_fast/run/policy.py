@@ -28,8 +28,10 @@ class PolicyFile(NamedTuple):
     """Whether it had a checksum, which was right. Earlier versions wrote none."""
 
 
-def save_policy(folder: Path, state_dict: dict[str, Tensor], meta: dict[str, Any]) -> Path:
-    """Write folder/policy.safetensors, atomically: the weights, and `meta` as one JSON string a key in its metadata.
+def save_policy(
+    folder: Path, state_dict: dict[str, Tensor], meta: dict[str, Any], name: str = names.POLICY_FILE
+) -> Path:
+    """Write a policy file of this name, atomically: the weights, and `meta` as one JSON string a key in its metadata.
 
     Raises:
         TypeError: a value of `meta` is no JSON.
@@ -41,7 +43,7 @@ def save_policy(folder: Path, state_dict: dict[str, Tensor], meta: dict[str, Any
     facts = {**meta, FORMAT_KEY: FORMAT, CHECKSUM_KEY: NO_CHECKSUM}
     metadata = {key: json.dumps(value) for key, value in facts.items()}
     data = to_bytes(plain(dict(state_dict), "state_dict"), metadata)
-    path = folder / names.POLICY_FILE
+    path = folder / name
     write_atomically(path, policy_file.with_checksum(data))
     return path
 

@@ -50,6 +50,26 @@ def seeded(seed: int) -> Iterator[None]:
             torch.cuda.manual_seed_all(torch.initial_seed())
 
 
+class Apart:
+    """Code of somebody else's, which draws from generators of its own: `with apart: ...`, any number of times.
+
+    They begin where the process-wide ones stand, go on from one block to the next, and leave those as they were.
+    """
+
+    def __init__(self) -> None:
+        self._own: dict[str, Any] | None = None
+        self._before: dict[str, Any] = {}
+
+    def __enter__(self) -> None:
+        self._before = rng_state()
+        if self._own is not None:
+            set_rng_state(self._own)
+
+    def __exit__(self, *error: object) -> None:
+        self._own = rng_state()
+        set_rng_state(self._before)
+
+
 def _listed(value: Any) -> Any:
     """Arrays as lists: an ndarray is not loadable with weights_only."""
     if isinstance(value, dict):

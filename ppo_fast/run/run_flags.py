@@ -82,6 +82,10 @@ class RunFlags:
     """steps of an episode of the final evaluation, at most; then it counts with what it has gathered"""
     eval_seconds: Annotated[float, Range(0, above=True)] = 600.0
     """seconds of the final evaluation, at most; then all episodes count with what they have gathered"""
+    eval_every: Annotated[int, Range(0)] = 0
+    """environment steps between two evaluations during training, greedy; best.safetensors is the best; 0: none"""
+    eval_every_episodes: Annotated[int, Range(1)] = 20
+    """episodes of each evaluation by --eval-every, which --eval-max-steps and --eval-seconds bound as well"""
     compile: Literal["auto", "on", "off"] = "auto"
     """torch.compile; auto only where it pays within this run, else a CPU records; on a GPU CUDA graphs unless off"""
     precision: Literal["fp32", "tf32", "bf16"] = "fp32"

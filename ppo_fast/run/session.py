@@ -18,6 +18,7 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, replace
+from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
@@ -33,10 +34,12 @@ from ppo_fast.envs import EnvironmentFault, Environments, spaces_json
 from ppo_fast.envs.seeds import seed_process
 from ppo_fast.run import checkpoint, clipped, crash, ending, randomness, readout, resume
 from ppo_fast.run.agent_log import AgentLog, open_log
+from ppo_fast.run.callback import Callback, OnIteration
 from ppo_fast.run.cli import FAULT_STATUS, program_of
 from ppo_fast.run.console import Console
 from ppo_fast.run.crash import Crash
 from ppo_fast.run.interrupt import StopSignal
+from ppo_fast.run.midway import Midway
 from ppo_fast.run.payload import Checkpoint, Progress, RankState
 from ppo_fast.run.settle import Beginning
 from ppo_fast.run.stopwatch import Stopwatch
@@ -68,13 +71,21 @@ class Session:
         ranks: the processes that train together.
         beginning: where the run begins.
         watch: started with the program, for the seconds in result.json and `--max-runtime`.
+        on_iteration: a function of the caller's that is called after every iteration, on rank 0; see callback.py.
 
     Attributes:
         progress: how far the run is.
         over: why it stops before its end; None while it does not.
     """
 
-    def __init__(self, args: Any, ranks: Ranks, beginning: Beginning, watch: Stopwatch | None) -> None:
+    def __init__(
+        self,
+        args: Any,
+        ranks: Ranks,
+        beginning: Beginning,
+        watch: Stopwatch | None = None,
+        on_iteration: OnIteration | None = None,
+    ) -> None:
         self.args = args
         self.ranks = ranks
         self.progress = Progress()
@@ -95,6 +106,8 @@ class Session:
         self._plan = plan.Plan("eager", "")
         self._execution_said = False
         self._unfit_said: list[str] = []  # functions that run as they are, with their reasons
+        self._callback = Callback(on_iteration)
+        self._midway: Midway | None = None  # on rank 0, from `start` on
         self._filmed_after = quarters(args.num_iterations) if args.capture_video else frozenset()
 
     @property
@@ -168,6 +181,9 @@ class Session:
         console = self._stack.enter_context(self._console())
         log = open_log(self.args, agent, facts, console, origin, self.ranks.is_main)
         self._log = self._stack.enter_context(log)
+        if self.ranks.is_main:
+            self._midway = Midway(self.args, envs, self.ranks, self._stop, self.log)
+            self._stack.callback(self._midway.close)
         self.log.introduce()
         self.log.say(self._beginning.notes)
         if origin is not None:
@@ -229,11 +245,13 @@ class Session:
         Raises:
             FloatingPointError: NaN or infinity, and no rollback is allowed; a crash file has been written.
         """
-        seen = readout.read(metrics, self.ranks, self._stop.requested, self._is_late())
+        seen = readout.read(metrics, self.ranks, self._wants_stop(), self._is_late())
         if seen.totals.broken:
             return self._broke_down(iteration)
+        before = self.progress.global_step
         self._count(int(seen.totals.steps))
-        self.log.record(seen.means, seen.totals, self.progress, iteration.seconds)
+        more = partial(self._beyond_the_row, iteration, None if seen.stop else before)
+        self.log.record(seen.means, seen.totals, self.progress, iteration.seconds, more)
         done = self.progress.iteration
         if done == 1:
             self._warn_of_clipping(iteration)
@@ -243,8 +261,9 @@ class Session:
             self.save(iteration)
         if done in self._filmed_after:
             self.log.film(self.progress.global_step)
-        if seen.stop:
-            self.over = Over(self._stop.name or "SIGTERM", self._stop.exit_status or 143)
+        # Asked since: by the caller's function, or during an evaluation. Several processes stop at their next look.
+        if seen.stop or (self.ranks.world_size == 1 and self._wants_stop()):
+            self.over = self._why_stopped()
         elif seen.late:
             self.over = Over("max_runtime", MAX_RUNTIME_STATUS)
 
@@ -254,6 +273,40 @@ class Session:
         clipped_words = None if action is None else clipped.words(action, self._action_space, self.args.action_bounds)
         if clipped_words is not None:
             self.log.say([f"warning: {clipped_words}"])
+
+    def _wants_stop(self) -> bool:
+        """Whether this process was asked to stop, by a signal or by the caller's function."""
+        return self._stop.requested or self._callback.stops
+
+    def _why_stopped(self) -> Over:
+        """By a signal, or by the caller's function; in another process than this one it may have been either."""
+        problem = self._callback.problem
+        if problem is not None:
+            return Over(self._callback.reason(), 1)
+        if self._stop.name is None and (self._callback.stops or not self.ranks.is_main):
+            return Over(self._callback.reason(), 0) if self._callback.function else Over("SIGTERM", 143)
+        return Over(self._stop.name or "SIGTERM", self._stop.exit_status or 143)
+
+    def _beyond_the_row(self, iteration: Iteration, before: int | None, row: Mapping[str, Any]) -> dict[str, Any]:
+        """What is logged with an iteration's row: the evaluation that is due, and what the caller's function adds.
+
+        Args:
+            before: the step before the iteration; None where a stop leaves no time for an evaluation.
+        """
+        more: dict[str, Any] = {}
+        if before is not None and self._midway is not None and self._midway.is_due(before, self.progress.global_step):
+            more |= self._evaluate(self._midway, iteration)
+        return more | self._callback.call(self.progress, {**row, **more}, self.log.agent)
+
+    def _evaluate(self, midway: Midway, iteration: Iteration) -> dict[str, Any]:
+        """The figures of an evaluation, whose seconds are none of the training's."""
+        began = time.perf_counter()
+        self._watch.lap("train")
+        figures = midway.evaluate(iteration, self.progress.global_step)
+        self._watch.lap("eval")
+        if self._began is not None:
+            self._began += time.perf_counter() - began
+        return figures
 
     def _is_late(self) -> bool:
         """Whether `--max-runtime` is over."""
@@ -442,11 +495,16 @@ class Session:
             result |= self.over._asdict()
         if not self.ranks.is_main:
             return result
+        if self.log.best is not None:
+            result |= self.log.best.to_result()
         self._warn_of_unfit(execution)  # a replay may have been given up since
         is_complete = self.over is None
         trained = progress.iteration > self._began_at
         end = ending.End(self.args, self.ranks, self.log, self._stop, self._watch, progress, is_complete, trained)
-        return end.leave(result, envs, agent, iteration)
+        left = end.leave(result, envs, agent, iteration)
+        if self._callback.problem is not None:
+            raise self._callback.problem
+        return left
 
 
 def quarters(num_iterations: int) -> frozenset[int]:

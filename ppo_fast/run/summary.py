@@ -60,6 +60,9 @@ def _result_lines(result: Mapping[str, Any]) -> list[Line]:
         if result.get(mean) is not None:
             figures = f"{show(result[mean], '.2f')} ± {show(result.get(std), '.2f')}"
             lines.append(Line("evaluation", f"{kind:<9}{figures}{over}"))
+    if "best_policy" in result:
+        best = f"{show(result['best_mean_return'], '.2f')} at step {result['best_step']:,}"
+        lines.append(Line("best", f"{best}: {result['best_policy']}"))
     if "stopped" in result:
         saved = "the run is saved" if "not_saved" not in result else "NOT saved"
         lines.append(Line("stopped", f"{result['stopped']}, at step {steps}; {saved}"))
