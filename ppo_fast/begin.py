@@ -18,13 +18,19 @@ def register_command() -> None:
 
     Until `imported`, Ctrl-C ends it in one line. Python's own way is a traceback through whatever is being imported.
     """
-    is_command = sys.argv[:1] == ["-m"] and any(word.startswith("ppo_fast.") for word in sys.orig_argv)
-    if not is_command:
+    if not _is_command():
         return
     open_standard_streams()
     # One that is ignored, as for a job in the background of a script, stays ignored.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, leave)
+
+
+def _is_command() -> bool:
+    """Whether the process was started as `python -m ppo_fast.train`, as `python -m ppo_fast` or as `ppo_fast`."""
+    if sys.argv[:1] == ["-m"]:
+        return any(word == "ppo_fast" or word.startswith("ppo_fast.") for word in sys.orig_argv)
+    return os.path.basename(sys.argv[0] if sys.argv else "").removesuffix(".exe") == "ppo_fast"
 
 
 def open_standard_streams() -> list[int]:

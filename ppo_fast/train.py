@@ -42,7 +42,7 @@ from ppo_fast.engine.flat import flatten_parameters
 from ppo_fast.engine.iteration import Iteration, train_state
 from ppo_fast.run import cli
 from ppo_fast.run.callback import OnIteration
-from ppo_fast.run.flags import Range, check_ranges
+from ppo_fast.run.flags import Alias, Range, check_ranges
 from ppo_fast.run.guest import guest
 from ppo_fast.run.run_flags import RunFlags
 from ppo_fast.run.session import Session
@@ -55,7 +55,7 @@ from ppo_fast.run.verification import compare_paths
 class Args(RunFlags):
     """The flags of the algorithm; names and meaning are CleanRL's where it has them."""
 
-    learning_rate: Annotated[float, Range(0)] = 2.5e-3
+    learning_rate: Annotated[float, Range(0), Alias("--lr")] = 2.5e-3
     """Adam's learning rate at the start"""
     num_envs: Annotated[int, Range(1)] = 64
     """N, parallel environments, all processes together"""

@@ -47,7 +47,7 @@ from ppo_fast.engine.flat import flatten_parameters
 from ppo_fast.engine.iteration import Iteration, train_state
 from ppo_fast.run import cli
 from ppo_fast.run.callback import OnIteration
-from ppo_fast.run.flags import Range, check_ranges
+from ppo_fast.run.flags import Alias, Range, check_ranges
 from ppo_fast.run.guest import guest
 from ppo_fast.run.run_flags import RunFlags
 from ppo_fast.run.session import Session
@@ -63,7 +63,7 @@ class Args(RunFlags):
     has_presets: ClassVar[bool] = False  # those were found without a memory
     exp_name: str = "train_lstm"
     """name of the experiment, part of the run folder's name"""
-    learning_rate: Annotated[float, Range(0)] = 1e-3
+    learning_rate: Annotated[float, Range(0), Alias("--lr")] = 1e-3
     """Adam's learning rate at the start"""
     num_envs: Annotated[int, Range(1)] = 16
     """N, parallel environments, all processes together"""

@@ -115,6 +115,20 @@ def test_another_process_is_left_alone(as_command: None, monkeypatch: pytest.Mon
         assert signal.getsignal(signal.SIGINT) is before
 
 
+@pytest.mark.parametrize(
+    ("argv", "orig_argv"),
+    [(["-m"], ["python", "-m", "ppo_fast"]), (["/usr/bin/ppo_fast"], ["python", "/usr/bin/ppo_fast", "train"])],
+)
+def test_the_command_of_all_programs_is_prepared(
+    as_command: None, monkeypatch: pytest.MonkeyPatch, argv: list[str], orig_argv: list[str]
+) -> None:
+    monkeypatch.setattr(sys, "argv", argv)
+    monkeypatch.setattr(sys, "orig_argv", orig_argv)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    begin.register_command()
+    assert signal.getsignal(signal.SIGINT) is begin.leave
+
+
 def test_an_interrupt_that_a_callback_swallows_comes_again(as_command: None) -> None:
     """Such as one of the garbage collector, which jax has."""
     calls = []

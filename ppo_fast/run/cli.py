@@ -48,6 +48,8 @@ __all__ = ["Range", "RunFlags", "check_ranges", "fail", "flags_of", "one_of", "p
 T = TypeVar("T")
 
 FAULT_STATUS = 6  # an environment failed
+VERSION = "--version"
+HELP = ("-h", "--help")
 
 
 def parse(args_type: Callable[..., T], argv: Sequence[str] | None, description: str) -> T:
@@ -56,6 +58,12 @@ def parse(args_type: Callable[..., T], argv: Sequence[str] | None, description: 
     flags = flags_of(args_type)
     positional = positional_of(flags)
     parts = parts_of(sys.argv[1:] if argv is None else argv, flags)
+    if any(part.name == VERSION and part.flag is None for part in parts):
+        from ppo_fast.run import help_text
+
+        streams.say(help_text.version())
+        streams.flush()
+        raise SystemExit(0)
     words: list[str] = []
     if positional is not None:
         words = [part.words[0] for part in parts if not part.name]
@@ -74,9 +82,14 @@ def _read_by_tyro(args_type: type, parts: Sequence[Part], flags: Mapping[str, Fl
     import tyro
 
     said = io.StringIO()
+    name = f"python -m {_module(args_type)}"
+    if any(part.name in HELP or part.words[0] in HELP for part in parts):
+        from ppo_fast.run import help_text  # which nothing else needs
+
+        description = help_text.head(args_type, description, parts)
+        args_type, parts = help_text.grouped(args_type), [part for part in parts if part.words[0] in HELP]
     try:
         with contextlib.redirect_stderr(said), streams.told_apart():
-            name = f"python -m {_module(args_type)}"
             return tyro.cli(args_type, prog=name, args=plain_words(parts), description=description)
     except SystemExit as stop:
         if stop.code:

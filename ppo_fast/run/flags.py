@@ -73,6 +73,12 @@ class Range(NamedTuple):
         return f"above {self.low} and up to {self.high}" if self.above else f"from {self.low} to {self.high}"
 
 
+class Alias(NamedTuple):
+    """Another name of a flag, which is understood on the command line: Annotated[float, Alias("--lr")]."""
+
+    name: str
+
+
 class Flag(NamedTuple):
     """What a field's type says about its flag."""
 
@@ -85,6 +91,7 @@ class Flag(NamedTuple):
     many: bool  # a tuple
     positional: bool  # written without its name
     known: bool  # not so of a type that only tyro understands
+    aliases: tuple[str, ...] = ()  # other names, such as "--lr"
 
     @property
     def negative(self) -> str:
@@ -192,6 +199,20 @@ def plain_args(args: T) -> T:
     return dataclasses.replace(args, **found)
 
 
+def as_typed(values: Mapping[str, Any]) -> str:
+    """Flags as they would be typed: --num-envs 16 --norm-obs."""
+    words = []
+    for name, value in values.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, tuple):
+            words.append(f"--{flag} {' '.join(map(str, value))}")
+        else:
+            words.append(f"--{flag} {value}")
+    return " ".join(words)
+
+
 def one_of(words: Iterable[str]) -> str:
     """`a, b or c`."""
     *most, last = words
@@ -212,12 +233,15 @@ def _whole_number(word: str) -> str | None:
 def _flag(field: str, hint: Any) -> Flag:
     """What the type of one field says: peeled from outside in, Annotated, `| None`, tuple, Literal."""
     bound, positional, optional, many = None, False, False, False
+    aliases: tuple[str, ...] = ()
     choices: tuple[Any, ...] = ()
     if get_origin(hint) is Annotated:
         hint, *notes = get_args(hint)
         for note in notes:
             if isinstance(note, Range):
                 bound = note
+            elif isinstance(note, Alias):
+                aliases += (note.name,)
             else:
                 positional = positional or _marks_positional(note)
     if get_origin(hint) in (Union, types.UnionType):
@@ -233,7 +257,7 @@ def _flag(field: str, hint: Any) -> Flag:
     known = bool(choices) or hint in ONE_VALUE
     kind = hint if hint in ONE_VALUE else str
     name = "--" + field.replace("_", "-")
-    return Flag(name, field, kind, choices, bound, optional, many and known, positional, known)
+    return Flag(name, field, kind, choices, bound, optional, many and known, positional, known, aliases)
 
 
 def _marks_positional(note: object) -> bool:

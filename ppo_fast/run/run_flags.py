@@ -10,6 +10,32 @@ from ppo_fast.run.flags import Range
 BEFORE = {"action_bounds": "clip", "hide": ()}
 
 
+# How --help groups these flags; those that stand in none of them are under "run".
+GROUPS: dict[str, tuple[str, ...]] = {
+    "run": (
+        *("total_timesteps", "seed", "exp_name", "run_root", "quiet", "preset"),
+        *("resume", "trust", "save_interval", "keep_checkpoints", "max_runtime", "on_nan"),
+    ),
+    "evaluation": (
+        "eval_episodes",
+        "eval_max_steps",
+        "eval_seconds",
+        "eval_every",
+        "eval_every_episodes",
+        "capture_video",
+    ),
+    "environment": (
+        *("env_id", "backend", "action_bounds", "hide"),
+        *("env_groups", "env_timeout", "env_restarts"),
+    ),
+    "tracking": (
+        *("track", "wandb_mode", "wandb_project_name", "wandb_entity", "wandb_group", "wandb_name"),
+        *("wandb_tags", "wandb_notes", "wandb_artifacts", "tensorboard"),
+    ),
+    "hardware": ("cuda", "compile", "precision", "torch_deterministic", "verify", "profile"),
+}
+
+
 def saved_flags(saved: Mapping[str, Any]) -> dict[str, Any]:
     """The flags that a run folder, a checkpoint or a crash file holds, and for those that it is too old to have what
     runs did then."""

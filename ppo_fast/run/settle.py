@@ -1,7 +1,6 @@
 """The flags that a run really has: those of the checkpoint that it goes on from, or those of a preset."""
 
 import os
-from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 from ppo_fast.run import checkpoint, find, modules, presets, resume
 from ppo_fast.run.cli import program_of
 from ppo_fast.run.film import render_without_a_display
-from ppo_fast.run.flags import flags_of, plain_args
+from ppo_fast.run.flags import as_typed, flags_of, plain_args
 
 
 @dataclass(frozen=True)
@@ -96,17 +95,3 @@ def _find(args: Any) -> find.Found | None:
         return find.resolve(spec, root)
     except ValueError as problem:
         raise ValueError(f"--resume: {problem}") from problem
-
-
-def as_typed(values: Mapping[str, Any]) -> str:
-    """Flags as they would be typed: --num-envs 16 --norm-obs."""
-    words = []
-    for name, value in values.items():
-        flag = name.replace("_", "-")
-        if isinstance(value, bool):
-            words.append(f"--{flag}" if value else f"--no-{flag}")
-        elif isinstance(value, tuple):
-            words.append(f"--{flag} {' '.join(map(str, value))}")
-        else:
-            words.append(f"--{flag} {value}")
-    return " ".join(words)

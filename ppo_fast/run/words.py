@@ -5,7 +5,8 @@
 
 Hyphens and underscores are the same in a flag's name. `--cuda`, `--no-cuda`, `--cuda=True`, `--cuda False` and
 `--cuda=0`, as sweeps and older scripts write, are all understood. So are `--hidden-sizes 32 32`,
-`--hidden_sizes=[32, 32]`, `"(32, 32)"` and `32,32`, and 1e6 as a whole number.
+`--hidden_sizes=[32, 32]`, `"(32, 32)"` and `32,32`, and 1e6 as a whole number. An alias, such as `--lr`, is read as the
+flag's own name.
 """
 
 import ast
@@ -44,6 +45,7 @@ def parts_of(argv: Sequence[str], flags: Mapping[str, Flag]) -> list[Part]:
     A bare `--` belongs to no flag where a program takes such words: what it divides is the program's to say.
     """
     by_negative = {flag.negative: flag for flag in flags.values() if flag.kind is bool}
+    by_alias = {alias: flag.name for flag in flags.values() for alias in flag.aliases}
     takes_words = positional_of(flags) is not None
     parts: list[Part] = []
     rest = list(argv)
@@ -54,6 +56,9 @@ def parts_of(argv: Sequence[str], flags: Mapping[str, Flag]) -> list[Part]:
             continue
         name, equals, value = word.partition("=")
         name = name.replace("_", "-")
+        if name in by_alias:
+            name = by_alias[name]
+            word = name + equals + value
         flag = flags.get(name)
         if flag is None:
             parts.append(Part((word,), name, by_negative.get(name), (value,) if equals else ()))

@@ -1,5 +1,7 @@
 """The command line of a program: what reaches it, what its end becomes, and one line for everything that is wrong."""
 
+import dataclasses
+import re
 import subprocess
 import sys
 from dataclasses import dataclass, field
@@ -11,8 +13,11 @@ from typing import Annotated, Any, Literal
 import pytest
 import tyro
 
-from ppo_fast.run import cli
+from ppo_fast import doctor, evaluate, train, train_lstm
+from ppo_fast.run import cli, presets
 from ppo_fast.run.flags import Range
+from ppo_fast.run.run_flags import GROUPS
+from ppo_fast.run.settle import as_typed, settle
 
 
 @dataclass
@@ -116,6 +121,50 @@ def test_help_is_shown_on_stdout_with_status_0(capsys: pytest.CaptureFixture[str
     out, err = capsys.readouterr()
     assert not stop.value.code and err == ""
     assert "--num-envs" in out and "a bounded whole number" in out
+
+
+def test_help_shows_the_flags_in_groups_and_what_a_user_needs(capsys: pytest.CaptureFixture[str]) -> None:
+    for program in (train, train_lstm):
+        with pytest.raises(SystemExit):
+            cli.parse(program.Args, ["--env-id", "Pendulum-v1", "--help"], program.__doc__ or "")
+        out = capsys.readouterr().out
+        places = [out.index(f" {group} options ") for group in ("algorithm", *GROUPS)]
+        assert places == sorted(places) and out.index("--learning-rate") < places[1] < out.index("--total-timesteps")
+        assert out.count(f"python -m {program.__name__} ") >= 3 and "metrics.jsonl" in out[: places[0]]
+        assert ("Preset of Pendulum-v1" in out) == program.Args.has_presets
+        assert not program.Args.has_presets or as_typed(presets.flags("Pendulum-v1")) in " ".join(out.split())
+        assert "the engine's business" not in out  # what a reader of the code is told
+        assert all(f"{name} " in out or f"{name}," in out for name in cli.flags_of(program.Args))
+
+
+def test_every_flag_of_a_run_has_its_group() -> None:
+    grouped = [field for fields in GROUPS.values() for field in fields]
+    assert sorted(grouped) == sorted(field.name for field in dataclasses.fields(cli.RunFlags))
+
+
+@pytest.mark.parametrize("args_type", [train.Args, train_lstm.Args, evaluate.Args, doctor.Args])
+def test_version(args_type: type, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stop:
+        cli.parse(args_type, ["--version"], "")
+    assert stop.value.code == 0 and re.fullmatch(r"ppo_fast [\d.]+ \(torch .*\)\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("line", ["--lr 1e-4", "--lr=1e-4", "--learning_rate 1e-4"])
+def test_an_alias_is_the_flag_itself(line: str) -> None:
+    args: Any = cli.parse(train.Args, line.split(), "")
+    assert args.learning_rate == 1e-4 and args.flags_given == {"learning_rate"}
+    assert settle(cli.parse(train.Args, [*line.split(), "--env-id", "Pendulum-v1"], ""))[0].learning_rate == 1e-4
+
+
+def test_a_mistake_behind_an_alias(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.parse(train.Args, ["--lr", "fast"], "")
+    assert capsys.readouterr().err == "error: --learning-rate: must be a finite number of at least 0, got 'fast'\n"
+
+
+@pytest.mark.parametrize("word", ["1e6", "1_000_000", "1000000", "1.0e6"])
+def test_ways_to_write_a_million(word: str) -> None:
+    assert cli.parse(train.Args, ["--total-timesteps", word], "").total_timesteps == 1_000_000
 
 
 def test_help_names_the_command_and_its_reader_may_leave() -> None:
