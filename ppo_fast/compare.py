@@ -23,7 +23,7 @@ from ppo_fast import names
 from ppo_fast.pictures.comparison import Chance, Estimate, Group, Row, figures_of, measure
 from ppo_fast.pictures.configurations import configuration, group_runs, labels_of, one_a_seed
 from ppo_fast.pictures.records import RunRecord, find_runs, read_run
-from ppo_fast.run import cli
+from ppo_fast.run import cli, pairs
 from ppo_fast.run.flags import one_of, plain_args
 from ppo_fast.run.streams import is_terminal, show
 
@@ -87,9 +87,10 @@ def check_environments(groups: Sequence[Group]) -> None:
     trained: dict[str, str] = {}
     for group in groups:
         for run in group.runs:
-            env_id = run.config.get("env_id")
+            env_id, keywords = run.config.get("env_id"), run.config.get("env_kwargs")
             if isinstance(env_id, str):  # a file may hold anything
-                trained[env_id] = group.name
+                own = pairs.spelled(keywords) if isinstance(keywords, dict) else ""
+                trained[f"{env_id} {own}".strip()] = group.name
     if len(trained) > 1:
         wording = ", ".join(f"{names.printable(env_id)[:60]} in {name}" for env_id, name in trained.items())
         raise ValueError(f"runs: returns of different environments can't be compared ({wording})")

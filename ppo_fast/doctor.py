@@ -13,7 +13,7 @@ import contextlib
 import json
 import re
 import sys
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -38,6 +38,8 @@ class Args:
 
     env: Annotated[str, tyro.conf.Positional] = ""
     """a gymnasium id, `module:Env-v0` imports the module first; or one of envpool's"""
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    """keywords for the environment: --env-kwargs is_slippery=False max_episode_steps=200"""
     backend: Literal["auto", "tensor", "entry_point", "sync", "async", "envpool"] = "auto"
     """whose vector is looked at, besides the single environment; auto is what training takes"""
     steps: Annotated[int, Range(1)] = 2_000
@@ -86,7 +88,7 @@ def _look(args: Args, tell: Tell | None) -> Diagnosis:
     """The diagnosis. ValueErrors name the flags of this program."""
     limits = examination.Limits(args.steps, args.seconds, args.timeout)
     try:
-        diagnosis = examination.examine(args.env, args.backend, limits, tell)
+        diagnosis = examination.examine(args.env, args.backend, limits, tell, args.env_kwargs)
     except ValueError as problem:
         raise ValueError(re.sub(r"^--env-id: ", "env: ", str(problem))) from problem
     if args.pace:

@@ -191,6 +191,21 @@ class Dial(gymnasium.Env):
         return self.np_random.uniform(-1, 1, 3).astype(np.float32)
 
 
+class Endless(gymnasium.Env):
+    """No episode ends."""
+
+    observation_space = spaces.Box(0.0, 1.0, (2,), np.float32)
+    action_space = spaces.Discrete(2)
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        return np.zeros(2, np.float32), float(action), False, False, {}
+
+
+gymnasium.register("Endless-v0", entry_point=f"{__name__}:Endless")
 gymnasium.register("NextStep-v0", vector_entry_point=f"{__name__}:NextStepVector", entry_point=f"{__name__}:TwoDials")
 gymnasium.register("TwoDials-v0", entry_point=f"{__name__}:TwoDials")
 gymnasium.register("NanReward-v0", entry_point=f"{__name__}:NanReward")

@@ -221,6 +221,7 @@ def flag_table(kind: type) -> str:
     body = ast.parse(textwrap.dedent(inspect.getsource(kind))).body[0]
     assert isinstance(body, ast.ClassDef)
     defaults = {field.name: field.default for field in dataclasses.fields(kind)}
+    defaults |= {name: "" for name, value in defaults.items() if value is dataclasses.MISSING}  # an empty dictionary
     rows = ["| flag | default | meaning |", "|---|---|---|"]
     for field, text in zip(body.body, body.body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr):

@@ -103,6 +103,9 @@ def _compared_in(code: CodeType) -> tuple[set[int], set[str]]:
     return numbers, names
 
 
+SET_LIMIT = "--env-kwargs max_episode_steps=1000"
+
+
 def look_at_ends(record: Record, limits: KnownLimits, found: Findings) -> None:
     """Episodes that never end, limits of time that are called terminations, resets that are none."""
     episodes = record.episodes()
@@ -112,7 +115,8 @@ def look_at_ends(record: Record, limits: KnownLimits, found: Findings) -> None:
         return
     if limits.spec is None and not any(episode.truncated for episode in episodes):
         what = "no limit of time: neither max_episode_steps nor an episode that was truncated"
-        found.note("no-limit", "", what, "register it with max_episode_steps where episodes may become long")
+        advice = "where episodes may become long, register it with max_episode_steps or train with "
+        found.note("no-limit", "", what, advice + SET_LIMIT)
     _look_at_limit(record, episodes, limits, found)
     _look_at_last_rewards(record, episodes, found)
 
@@ -124,7 +128,8 @@ def _look_at_no_end(record: Record, limits: KnownLimits, found: Findings) -> Non
         found.note("no-end", "", what, "--steps looks further")
         return
     what = f"no episode ended within {steps:,} steps, and there is no max_episode_steps"
-    found.warn("no-end", "", what, "without ends there are no returns: register it with max_episode_steps")
+    advice = "without ends there are no returns: register it with max_episode_steps or train with "
+    found.warn("no-end", "", what, advice + SET_LIMIT)
 
 
 def _look_at_limit(record: Record, episodes: Sequence[Episode], limits: KnownLimits, found: Findings) -> None:

@@ -2,8 +2,8 @@
 
 import time
 import warnings
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -22,7 +22,7 @@ from ppo_fast.checkup.record import Record
 from ppo_fast.checkup.values import look_at_action_space
 from ppo_fast.checkup.vectors import Vector
 from ppo_fast.checkup.walk import SEED, Walk
-from ppo_fast.envs import factory
+from ppo_fast.envs import factory, keywords
 from ppo_fast.envs.closing import LEAST, call_within
 from ppo_fast.envs.fitting import FIRST_RESET, begun, short_space
 from ppo_fast.envs.masks import Masks, find_masks, masks_in_observation
@@ -90,6 +90,7 @@ class Diagnosis:
     """the backend that `auto` takes"""
     backends: tuple[str, ...]
     max_episode_steps: int | None
+    env_kwargs: Mapping[str, Any] = field(default_factory=dict)
     facts: list[Facts] = field(default_factory=list)
     paces: list[Pace] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
@@ -102,18 +103,26 @@ class Diagnosis:
         self.left_out += [f"{found.subject}: {what}" for what in found.left_out]
 
 
-def examine(env_id: str, backend: str, limits: Limits, tell: Tell | None = None) -> Diagnosis:
+def examine(
+    env_id: str,
+    backend: str,
+    limits: Limits,
+    tell: Tell | None = None,
+    env_kwargs: Mapping[str, Any] | None = None,
+) -> Diagnosis:
     """Look at an environment as a single one, where it is one, and as the vector that a backend steps.
 
     Raises:
-        ValueError: naming --env-id or --backend: there is no such environment, or it has no such backend.
+        ValueError: naming --env-id, --env-kwargs or --backend: there is no such environment, it does not take a
+            keyword, or it has no such backend.
     """
+    kwargs = keywords.checked(env_kwargs or {})
     found = Findings(env_id, tell)
     found.at("imported")
     try:
         backends = factory.available_backends(env_id)
         spec = factory.find_spec(env_id)
-        auto = factory.auto_backend(env_id)
+        auto = factory.auto_backend(env_id, kwargs)
     except ValueError:
         raise
     except BaseException as problem:  # of the module that registers it
@@ -122,7 +131,11 @@ def examine(env_id: str, backend: str, limits: Limits, tell: Tell | None = None)
     chosen = auto if backend == "auto" else backend
     if chosen not in backends:
         raise ValueError(f"--backend: {env_id} has no {chosen} backend; it has {', '.join(backends)}")
-    diagnosis = Diagnosis(env_id, auto, backends, None if spec is None else spec.max_episode_steps)
+    if kwargs:
+        _refuse_keywords(env_id, chosen, kwargs)
+    if spec is not None:
+        spec = _with_keywords(spec, kwargs)
+    diagnosis = Diagnosis(env_id, auto, backends, None if spec is None else spec.max_episode_steps, kwargs)
     is_vector = chosen in SUBJECTS
     share = limits._replace(seconds=limits.seconds / (1 + (is_vector and "sync" in backends)))
     if spec is not None and "sync" in backends:
@@ -133,6 +146,24 @@ def examine(env_id: str, backend: str, limits: Limits, tell: Tell | None = None)
     if is_vector:
         _examine_vector(diagnosis, chosen, share, tell)
     return diagnosis
+
+
+def _refuse_keywords(env_id: str, backend: str, kwargs: Mapping[str, Any]) -> None:
+    """ValueError where the environment does not take one of the keywords: that is no finding. Others are made later."""
+    try:
+        environments.make(env_id, 1, "cpu", backend, env_kwargs=kwargs).close()
+    except ValueError as problem:
+        if str(problem).startswith("--env-kwargs"):
+            raise
+    except environments.EnvironmentFault:
+        return
+
+
+def _with_keywords(spec: EnvSpec, kwargs: Mapping[str, Any]) -> EnvSpec:
+    """The spec of an environment that is made with these keywords."""
+    own = dict(kwargs)
+    limit = own.pop(keywords.LIMIT, spec.max_episode_steps)
+    return replace(spec, kwargs={**spec.kwargs, **own}, max_episode_steps=None if limit == -1 else limit)
 
 
 def time_backends(diagnosis: Diagnosis, seconds: float, timeout: float, tell: Tell | None = None) -> None:
@@ -150,7 +181,9 @@ def time_backends(diagnosis: Diagnosis, seconds: float, timeout: float, tell: Te
         else:
             num_envs = FEW if made_slowly and backend in ("sync", "async") else SEVERAL
         found = Findings(f"backend {backend}", tell)
-        diagnosis.paces.append(measure(diagnosis.env_id, backend, num_envs, seconds, timeout, found))
+        diagnosis.paces.append(
+            measure(diagnosis.env_id, backend, num_envs, seconds, timeout, found, diagnosis.env_kwargs)
+        )
         for finding in found.all:
             severity = "error" if backend == diagnosis.auto else "warning"
             if not any(other.key == finding.key and other.what == finding.what for other in diagnosis.findings):
@@ -334,7 +367,9 @@ def _examine_vector(diagnosis: Diagnosis, backend: str, limits: Limits, tell: Te
     found = Findings(SUBJECTS[backend], tell)
     facts = Facts(found.subject)
     end = time.monotonic() + limits.seconds
-    make: Callable[..., Any] = partial(environments.make, diagnosis.env_id, VECTOR_ENVS, "cpu", backend)
+    make: Callable[..., Any] = partial(
+        environments.make, diagnosis.env_id, VECTOR_ENVS, "cpu", backend, env_kwargs=diagnosis.env_kwargs
+    )
     vector = Vector(make, found)
     goes_on = lambda: time.monotonic() < end  # noqa: E731
 

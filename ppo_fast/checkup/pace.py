@@ -2,7 +2,8 @@
 
 import time
 import warnings
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -25,7 +26,15 @@ class Pace(NamedTuple):
     problem: str = ""  # why it can't run, in a line
 
 
-def measure(env_id: str, backend: str, num_envs: int, seconds: float, timeout: float, found: Findings) -> Pace:
+def measure(
+    env_id: str,
+    backend: str,
+    num_envs: int,
+    seconds: float,
+    timeout: float,
+    found: Findings,
+    env_kwargs: Mapping[str, Any],
+) -> Pace:
     """Time a backend for so many seconds. What is wrong with it goes into its line and into the findings."""
     place = f"made with {num_envs} environments"
     reached: list[Pace] = []
@@ -33,7 +42,7 @@ def measure(env_id: str, backend: str, num_envs: int, seconds: float, timeout: f
     def work() -> None:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            reached.append(_measure(env_id, backend, num_envs, seconds))
+            reached.append(_measure(env_id, backend, num_envs, seconds, env_kwargs))
 
     found.at(place)
     try:
@@ -45,9 +54,9 @@ def measure(env_id: str, backend: str, num_envs: int, seconds: float, timeout: f
     return Pace(backend, num_envs, 0.0, 0.0, found.all[0].what if found.all else "it did not run")
 
 
-def _measure(env_id: str, backend: str, num_envs: int, seconds: float) -> Pace:
+def _measure(env_id: str, backend: str, num_envs: int, seconds: float, env_kwargs: Mapping[str, Any]) -> Pace:
     started = time.perf_counter()
-    envs = environments.make(env_id, num_envs, "cpu", backend)
+    envs = environments.make(env_id, num_envs, "cpu", backend, env_kwargs=env_kwargs)
     try:
         obs, _ = envs.reset(seed=1)
         start_seconds = time.perf_counter() - started

@@ -3,11 +3,10 @@
 import contextlib
 import difflib
 import importlib
-import inspect
 import multiprocessing
 import re
 import warnings
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
@@ -18,7 +17,7 @@ from gymnasium import error
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
-from ppo_fast.envs import envpool
+from ppo_fast.envs import envpool, keywords
 from ppo_fast.envs.actions import ActionBounds
 from ppo_fast.envs.faults import blame
 from ppo_fast.envs.groups import HostGroups
@@ -68,7 +67,8 @@ def make(
     groups: int = 1,
     action_bounds: ActionBounds = "clip",
     hide: Sequence[int] = (),
-    **env_kwargs: Any,
+    env_kwargs: Mapping[str, Any] | None = None,
+    **more_kwargs: Any,
 ) -> TensorVectorEnv | HostVectorEnv | HostGroups:
     """Make N environments behind the contract of ppo_fast.envs.
 
@@ -91,21 +91,23 @@ def make(
         hide: numbers of a flat observation that are left out of it.
         env_kwargs: for the environment, e.g. `max_episode_steps`; `render_mode` needs the sync or envpool backend, and
             `auto` picks sync then.
+        more_kwargs: the same, and these win.
 
     Returns:
         An environment with all that ppo_fast.envs.Environments names; `backend` is the choice made, `spec_id` is
         env_id. Those of sync, async and envpool raise EnvironmentFault where they know which one failed.
 
     Raises:
-        ValueError: naming --env-id, --num-envs, --backend, --env-groups or --hide, in one line.
+        ValueError: naming --env-id, --env-kwargs, --num-envs, --backend, --env-groups or --hide, in one line.
         EnvironmentFault: when an environment's code raises, dies or hangs while it is imported or made.
     """
     if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
         raise ValueError(f"--num-envs: must be a whole number of at least 1, got {num_envs}")
     if backend not in BACKENDS:
         raise ValueError(f"--backend: no backend {backend!r}; choose from {', '.join(BACKENDS)}")
+    kwargs = keywords.checked({**(env_kwargs or {}), **more_kwargs})
     wanted = _Wanted(
-        env_id, num_envs, torch.device(device), backend, timeout, num_workers, env_kwargs, action_bounds, tuple(hide)
+        env_id, num_envs, torch.device(device), backend, timeout, num_workers, kwargs, action_bounds, tuple(hide)
     )
     return _make_one(wanted) if groups == 1 else _make_groups(wanted, groups)
 
@@ -143,10 +145,12 @@ def _make_one(wanted: _Wanted) -> TensorVectorEnv | HostVectorEnv:
     if wanted.backend == "async" and multiprocessing.current_process().daemon:
         warnings.warn(ALONE, stacklevel=2)
         wanted = replace(wanted, backend="sync")
+    has_limit = wanted.backend in ("tensor", "sync", "async")
     try:
-        if wanted.backend == "tensor":
-            return _make_tensor(spec, wanted)
-        return _adapt(_remaker(spec, wanted), wanted)
+        with keywords.refused(env_id, partial(_creator, spec, wanted.backend), wanted.env_kwargs, has_limit):
+            if wanted.backend == "tensor":
+                return _make_tensor(spec, wanted)
+            return _adapt(_remaker(spec, wanted), wanted)
     except (error.DependencyNotInstalled, ImportError) as problem:
         raise ValueError(f"--env-id: {env_id} needs a package that is missing; {_remedy(spec, problem)}") from problem
     except error.Error as problem:
@@ -164,14 +168,17 @@ def available_backends(env_id: str) -> tuple[str, ...]:
     return (*found, "envpool") if env_id in envpool.all_ids() else tuple(found)
 
 
-def auto_backend(env_id: str) -> str:
-    """The backend that `auto` takes where `make` is given no further arguments.
+def auto_backend(env_id: str, env_kwargs: Mapping[str, Any] | None = None) -> str:
+    """The backend that `auto` takes where `make` is given these keywords and no further arguments.
 
     Raises:
         ValueError: naming --env-id, when there is no such environment.
     """
     spec = find_spec(env_id)
-    return "envpool" if spec is None else _choose(spec, _Wanted(env_id, 1, torch.device("cpu"), "auto", 0.0, None, {}))
+    if spec is None:
+        return "envpool"
+    kwargs = keywords.checked(env_kwargs or {})
+    return _choose(spec, _Wanted(env_id, 1, torch.device("cpu"), "auto", 0.0, None, kwargs))
 
 
 def _registered_backends(spec: EnvSpec) -> list[str]:
@@ -194,12 +201,15 @@ def _choose(spec: EnvSpec, wanted: _Wanted) -> str:
     available = _registered_backends(spec)
     if "render_mode" in wanted.env_kwargs and "sync" in available:
         return "sync"
-    if "tensor" in available and _takes(_creator(spec, "tensor"), wanted.env_kwargs):
+    if "tensor" in available and not _not_taken(spec, "tensor", wanted):
         return "tensor"
     faulty = str(spec.vector_entry_point).startswith(_FAULTY_ENTRY_POINTS)
-    if "entry_point" in available and not faulty and _takes(_creator(spec, "entry_point"), wanted.env_kwargs):
+    if "entry_point" in available and not faulty and not _not_taken(spec, "entry_point", wanted):
         return "entry_point"
-    return "sync" if "sync" in available else available[0]
+    if "sync" in available:
+        return "sync"
+    _check_keywords(spec, available[0], wanted)
+    return available[0]
 
 
 def _check_named(spec: EnvSpec, wanted: _Wanted) -> None:
@@ -208,9 +218,24 @@ def _check_named(spec: EnvSpec, wanted: _Wanted) -> None:
     if backend not in _registered_backends(spec):
         available = ", ".join(available_backends(wanted.env_id))
         raise ValueError(f"--backend: {wanted.env_id} has no {backend} backend; it has {available}")
-    if backend in ("tensor", "entry_point") and not _takes(_creator(spec, backend), wanted.env_kwargs):
-        arguments = ", ".join(wanted.env_kwargs)
-        raise ValueError(f"--backend: {backend} {wanted.env_id} does not take {arguments}; use sync")
+    if backend in ("tensor", "entry_point"):
+        _check_keywords(spec, backend, wanted)
+
+
+def _check_keywords(spec: EnvSpec, backend: str, wanted: _Wanted) -> None:
+    """Raise where a vector does not take a keyword, which a single environment might."""
+    wrong = _not_taken(spec, backend, wanted)
+    if not wrong:
+        return
+    if spec.entry_point is not None and not keywords.not_taken(_creator(spec, "sync"), {wrong[0]: None}):
+        raise ValueError(f"--backend: {backend} {wanted.env_id} does not take {wrong[0]}; use sync")
+    raise keywords.refusal(wanted.env_id, wrong[0], _creator(spec, backend), backend == "tensor")
+
+
+def _not_taken(spec: EnvSpec, backend: str, wanted: _Wanted) -> list[str]:
+    """The keywords that a vector's creator does not take; each tensor environment can be given a limit of steps."""
+    wrong = keywords.not_taken(_creator(spec, backend), wanted.env_kwargs)
+    return [name for name in wrong if backend != "tensor" or name != keywords.LIMIT]
 
 
 def find_spec(env_id: str) -> EnvSpec | None:
@@ -288,8 +313,10 @@ def _creator(spec: EnvSpec, backend: str) -> Any:
     """What is called with the environment's arguments, or None where it can't be imported: making it will tell why."""
     chosen = _tensor_spec(spec) if backend == "tensor" else spec
     try:
-        return None if chosen is None else _load(chosen.vector_entry_point)
-    except ImportError:
+        if chosen is None:
+            return None
+        return _load(chosen.entry_point if backend in ("sync", "async") else chosen.vector_entry_point)
+    except (ImportError, AttributeError, error.Error):
         return None
 
 
@@ -300,26 +327,21 @@ def _load(entry_point: str | Callable | None) -> Any:
     return getattr(importlib.import_module(module), name)
 
 
-def _takes(creator: Any, env_kwargs: dict[str, Any]) -> bool:
-    """Whether all of `env_kwargs` are parameters of `creator`."""
-    if creator is None:
-        return True
-    parameters = inspect.signature(creator).parameters
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    return takes_any or all(name in parameters for name in env_kwargs)
-
-
 def _make_tensor(spec: EnvSpec, wanted: _Wanted) -> TensorVectorEnv:
     tensor_spec = _tensor_spec(spec)
     assert tensor_spec is not None
-    env = gymnasium.make_vec(
-        tensor_spec.id,
-        wanted.num_envs,
-        vectorization_mode="vector_entry_point",
-        device=wanted.device,
-        **wanted.env_kwargs,
-    )
+    kwargs = keywords.of_vector(wanted.env_kwargs)
+    limit = kwargs.get(keywords.LIMIT, tensor_spec.max_episode_steps)
+    limits_itself = not keywords.not_taken(_creator(spec, "tensor"), {keywords.LIMIT: limit})
+    if not limits_itself:
+        kwargs.pop(keywords.LIMIT, None)
+        tensor_spec = replace(tensor_spec, max_episode_steps=None)
+    mode = "vector_entry_point"
+    make = partial(gymnasium.make_vec, tensor_spec, wanted.num_envs, vectorization_mode=mode, device=wanted.device)
+    env = made(partial(make, **kwargs), None, theirs_of(wanted.env_id))
     assert isinstance(env, TensorVectorEnv)
+    if limit is not None and not limits_itself:
+        env.limit_steps(limit)
     env.spec_id = wanted.env_id
     env.bound_actions(wanted.action_bounds)
     if wanted.hide:
@@ -332,8 +354,10 @@ def _make_envpool(spec: EnvSpec | None, wanted: _Wanted) -> HostVectorEnv:
     if env_id not in envpool.all_ids():
         found = [] if spec is None else _registered_backends(spec)
         raise ValueError(f"--backend: {env_id} has no envpool backend; it has {', '.join(found)}")
-    remake = partial(envpool.EnvPoolVectorEnv, env_id, wanted.num_envs, **wanted.env_kwargs)
-    return _adapt(remake, replace(wanted, backend="envpool"))
+    kwargs = keywords.of_vector(wanted.env_kwargs)
+    with keywords.refused(env_id, lambda: None, kwargs):
+        remake = partial(envpool.EnvPoolVectorEnv, env_id, wanted.num_envs, **kwargs)
+        return _adapt(remake, replace(wanted, backend="envpool"))
 
 
 def _adapt(remake: Callable[[], VectorEnv], wanted: _Wanted) -> HostVectorEnv:
@@ -352,7 +376,8 @@ def _remaker(spec: EnvSpec, wanted: _Wanted) -> Callable[[], VectorEnv]:
     """What makes the environments of a host backend, as often as it is called."""
     if wanted.backend == "entry_point":
         mode = "vector_entry_point"
-        make = partial(gymnasium.make_vec, spec.id, wanted.num_envs, vectorization_mode=mode, **wanted.env_kwargs)
+        kwargs = keywords.of_vector(wanted.env_kwargs)
+        make = partial(gymnasium.make_vec, spec, wanted.num_envs, vectorization_mode=mode, **kwargs)
         return partial(made, make, None, theirs_of(wanted.env_id))
 
     if str(spec.entry_point).startswith("gymnasium.envs.mujoco"):

@@ -50,7 +50,7 @@ class TensorVectorEnv(VectorEnv):
     single_observation_space: spaces.Box
     single_action_space: spaces.Discrete | spaces.Box
     # One name per tensor of the state, in order; they are the keys of get_state().
-    state_names: ClassVar[tuple[str, ...]] = ("physics", "elapsed")
+    state_names: tuple[str, ...] = ("physics", "elapsed")
     # n where the last n columns of the observation say which of n actions are allowed (1) and which not (0).
     mask_size: int = 0
     # Columns of `observation` that are not seen: see `hide`.
@@ -86,6 +86,7 @@ class TensorVectorEnv(VectorEnv):
         self._box = single_action_space if isinstance(single_action_space, spaces.Box) else None
         self._to_box: BoxMap[torch.Tensor] | None = None
         self.bound_actions("clip")
+        self._limit: int | None = None  # of steps, beside the environment's own: see `limit_steps`
         self._kept: torch.Tensor | None = None  # columns of the observation that are seen; None for all
         # What the environment itself shows, and which columns of that are left.
         self._own_observation_space = single_observation_space
@@ -113,6 +114,16 @@ class TensorVectorEnv(VectorEnv):
         self._left = [self._left[column] for column in columns]
         self.single_observation_space = spaces.Box(space.low[columns], space.high[columns])
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
+
+    def limit_steps(self, limit: int) -> None:
+        """Truncate episodes at this many steps, as gymnasium's TimeLimit does, whatever `transition` does itself.
+
+        From the next reset on the state has one tensor more, the steps (N,) that were counted.
+        """
+        self._limit = limit
+        self.max_episode_steps = min(self.max_episode_steps, limit)
+        if "limited" not in self.state_names:
+            self.state_names = (*self.state_names, "limited")
 
     def bound_actions(self, bounds: ActionBounds) -> None:
         """How Box actions get into their bounds from now on (see actions.py); at first they are clipped."""
@@ -164,9 +175,14 @@ class TensorVectorEnv(VectorEnv):
             action = self._to_box(action)
         step_noise = noise[:, : self.step_noise_size]
         reset_noise = noise[:, self.step_noise_size :]
-        successor, final_obs, reward, terminated, truncated = self.transition(state, action, step_noise)
-        state = _where(terminated | truncated, self.initial_state(reset_noise), successor)
-        return state, self._seen(self.observation(state)), reward, terminated, truncated, self._seen(final_obs)
+        own = state if self._limit is None else state[:-1]
+        successor, final_obs, reward, terminated, truncated = self.transition(own, action, step_noise)
+        if self._limit is not None:
+            steps = state[-1] + 1
+            truncated = truncated | (steps >= self._limit)
+            successor = (*successor, steps)
+        state = _where(terminated | truncated, self._first_state(reset_noise), successor)
+        return state, self._shown(state), reward, terminated, truncated, self._seen(final_obs)
 
     def advance(self, state: State, action: torch.Tensor, noise: torch.Tensor) -> tuple[State, Step]:
         """`step_state` in the form that all environments share (see contract.py): pure, and every row is valid."""
@@ -223,11 +239,11 @@ class TensorVectorEnv(VectorEnv):
         if mask is not None:
             mask = self._checked_mask(mask)
         self._ensure_seeded(seed)
-        state = self.initial_state(self.draw_noise(1)[0, :, self.step_noise_size :])
+        state = self._first_state(self.draw_noise(1)[0, :, self.step_noise_size :])
         if mask is not None:
             state = _where(mask, state, self.state)
         self.state = state
-        return self._seen(self.observation(state)).clone(), {}
+        return self._shown(state).clone(), {}
 
     def restart(self) -> torch.Tensor:
         """Start new episodes with the next random numbers: their observations (N, D). There is nothing to make anew."""
@@ -283,6 +299,17 @@ class TensorVectorEnv(VectorEnv):
         self.generator.set_state(saved["generator"].cpu())
         self._seeded = True
         self.state = state
+
+    def _first_state(self, noise: torch.Tensor) -> State:
+        """`initial_state`, with the steps that `limit_steps` counts."""
+        state = self.initial_state(noise)
+        if self._limit is None:
+            return state
+        return (*state, torch.zeros(self.num_envs, dtype=torch.int32, device=self.device))
+
+    def _shown(self, state: State) -> torch.Tensor:
+        """What is seen of a state: (N, D)."""
+        return self._seen(self.observation(state if self._limit is None else state[:-1]))
 
     def _seen(self, obs: torch.Tensor) -> torch.Tensor:
         """What is not hidden of an observation (N, D)."""

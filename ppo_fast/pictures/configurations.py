@@ -46,8 +46,9 @@ def incidental(name: str) -> bool:
 
 
 def configuration(run: RunRecord) -> dict[str, Any]:
-    """The flags that define what was trained, without the seed and what is incidental."""
-    return {name: value for name, value in run.config.items() if not incidental(name)}
+    """The flags that define what was trained, without the seed and what is incidental. Keywords for the environment
+    that are none count as in a run of an earlier version, which could not have any."""
+    return {name: value for name, value in run.config.items() if not incidental(name) and value != {}}
 
 
 def group_runs(runs: Sequence[RunRecord]) -> dict[str, list[RunRecord]]:

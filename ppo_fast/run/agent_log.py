@@ -23,7 +23,7 @@ from torch import nn
 from ppo_fast import names
 from ppo_fast.envs import EnvironmentFault, make
 from ppo_fast.pictures import panels
-from ppo_fast.run import checkpoint, resume
+from ppo_fast.run import checkpoint, pairs, resume
 from ppo_fast.run.beside import Beside
 from ppo_fast.run.best import Best, best_in
 from ppo_fast.run.camera import Camera
@@ -374,8 +374,9 @@ def header(facts: Mapping[str, Any], folder: Path) -> list[str]:
     size = facts["batch_size"]
     plural = "s" if count > 1 else ""
     iterations = f"{count:,} iteration{plural} of {size:,} steps, {count * size:,} in all"
+    keywords = f" {pairs.spelled(facts['env_kwargs'])}" if facts.get("env_kwargs") else ""
     return [
-        f"environments  {facts['num_envs']} x {facts['env_id']}, backend {facts['backend_used']}",
+        f"environments  {facts['num_envs']} x {facts['env_id']}{keywords}, backend {facts['backend_used']}",
         f"agent         {facts['parameters']:,} parameters; {iterations}",
         f"device        {facts['device_in_words']}",
         f"run folder    {folder}",

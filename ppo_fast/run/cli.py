@@ -33,7 +33,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from ppo_fast import begin
-from ppo_fast.run import streams
+from ppo_fast.run import pairs, streams
 from ppo_fast.run.flags import Flag, Range, check_ranges, flags_of, one_of, positional_of
 from ppo_fast.run.mistakes import in_one_line, mistake
 from ppo_fast.run.run_flags import RunFlags
@@ -68,7 +68,15 @@ def parse(args_type: Callable[..., T], argv: Sequence[str] | None, description: 
     if positional is not None:
         words = [part.words[0] for part in parts if not part.name]
         parts = [part for part in parts if part.name]
-    args = _read_by_tyro(args_type, parts, flags, description)
+    pairs_parts = [part for part in parts if part.flag is not None and part.flag.pairs]
+    wrong = mistake(pairs_parts, flags)
+    if wrong is not None:
+        fail(wrong)
+    parts_of_tyro = [part for part in parts if part not in pairs_parts]
+    args = _read_by_tyro(args_type, parts_of_tyro, flags, description)
+    for flag in {part.flag for part in pairs_parts if part.flag is not None}:
+        said = [word for part in pairs_parts if part.flag == flag for word in part.values]
+        args = dataclasses.replace(args, **{flag.field: pairs.gathered(said)})
     if positional is not None and words:
         if len(words) > 1 and not positional.many:
             fail(f"unexpected {words[1]!r} after {words[0]!r}; flags are written --name value, see --help")
@@ -90,12 +98,34 @@ def _read_by_tyro(args_type: type, parts: Sequence[Part], flags: Mapping[str, Fl
         args_type, parts = help_text.grouped(args_type), [part for part in parts if part.words[0] in HELP]
     try:
         with contextlib.redirect_stderr(said), streams.told_apart():
-            return tyro.cli(args_type, prog=name, args=plain_words(parts), description=description)
+            words = plain_words(parts)
+            return tyro.cli(args_type, prog=name, args=words, description=description, registry=_dictionaries())
     except SystemExit as stop:
         if stop.code:
             fail(mistake(parts, flags) or in_one_line(said.getvalue()))
         streams.flush()  # of --help
         raise
+
+
+def _dictionaries() -> Any:
+    """How tyro shows a flag whose value is a dictionary; `parse` reads it."""
+    from tyro.constructors import ConstructorRegistry, PrimitiveConstructorSpec, PrimitiveTypeInfo
+
+    registry = ConstructorRegistry()
+
+    @registry.primitive_rule
+    def rule(info: PrimitiveTypeInfo) -> PrimitiveConstructorSpec | None:
+        if info.type is not dict and info.type_origin is not dict:
+            return None
+        return PrimitiveConstructorSpec(
+            nargs="*",
+            metavar="NAME=VALUE",
+            instance_from_str=pairs.gathered,
+            is_instance=lambda value: isinstance(value, dict),
+            str_from_instance=lambda value: [pairs.spelled({name: item}) for name, item in value.items()],
+        )
+
+    return registry
 
 
 def fail(text: str, status: int = 2) -> NoReturn:

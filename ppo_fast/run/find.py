@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from ppo_fast import jsonl, names, reading
 from ppo_fast.run.checkpoint import BEST, DamagedCheckpoint, checkpoints_in, load
+from ppo_fast.run.run_flags import saved_flags
 
 Snapshot = tuple[tuple[str, int, int], ...]  # name, time of the last change and size of each checkpoint
 
@@ -146,4 +147,4 @@ def _is_at_its_end(run: Path) -> bool:
 
 def _has_flags(payload: Mapping[str, Any], like: Mapping[str, Any]) -> bool:
     flags = payload.get("flags")
-    return isinstance(flags, dict) and all(flags.get(name) == value for name, value in like.items())
+    return isinstance(flags, dict) and all(saved_flags(flags).get(name) == value for name, value in like.items())

@@ -10,7 +10,8 @@
     check_ranges(Args(num_envs=0))              # ValueError: --num-envs: must be a whole number of at least 1, got 0
     plain_args(Args(num_envs=np.int64(4)))      # Args(num_envs=4, precision="fp32")
 
-A field may be a bool, an int, a float, a text, a choice (Literal), one of these or None, or a tuple of one of these.
+A field may be a bool, an int, a float, a text, a choice (Literal), one of these or None, a tuple of one of these, or a
+dict[str, Any], whose items are written NAME=VALUE (see pairs.py).
 `Range` bounds numbers. One field of a program may be marked `tyro.conf.Positional`: it takes the words that belong to
 no flag. Fields of other types are left to tyro: nothing is said about them here.
 """
@@ -34,7 +35,7 @@ from typing import (
     get_type_hints,
 )
 
-from ppo_fast.run import plain_types
+from ppo_fast.run import pairs, plain_types
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -92,6 +93,7 @@ class Flag(NamedTuple):
     positional: bool  # written without its name
     known: bool  # not so of a type that only tyro understands
     aliases: tuple[str, ...] = ()  # other names, such as "--lr"
+    pairs: bool = False  # a dict, written NAME=VALUE; `many` then, too
 
     @property
     def negative(self) -> str:
@@ -101,6 +103,8 @@ class Flag(NamedTuple):
     @property
     def allowed(self) -> str:
         """The allowed values in words: "a whole number of at least 1", "auto, on or off"."""
+        if self.pairs:
+            return pairs.ALLOWED
         kinds = MANY_VALUES if self.many else ONE_VALUE
         text = one_of(map(str, self.choices)) if self.choices else kinds[self.kind]
         if self.many:
@@ -119,6 +123,8 @@ class Flag(NamedTuple):
         """
         if not self.known or (value is None and self.optional):
             return value
+        if self.pairs:
+            return pairs.plain(self.name, value)
         wrong = value
         try:
             if not self.many:
@@ -146,6 +152,8 @@ class Flag(NamedTuple):
 
         None where it is no value of this flag's type; whether it is in bounds does not count.
         """
+        if self.pairs:
+            return None if pairs.read(word) is None else word
         if not self.known or (self.kind is str and not self.choices):
             return word
         if self.optional and word.lower() in NOTHING:
@@ -206,6 +214,8 @@ def as_typed(values: Mapping[str, Any]) -> str:
         flag = name.replace("_", "-")
         if isinstance(value, bool):
             words.append(f"--{flag}" if value else f"--no-{flag}")
+        elif isinstance(value, dict):
+            words.append(f"--{flag} {pairs.spelled(value)}")
         elif isinstance(value, tuple):
             words.append(f"--{flag} {' '.join(map(str, value))}")
         else:
@@ -254,10 +264,12 @@ def _flag(field: str, hint: Any) -> Flag:
         hint = items.pop() if len(items) == 1 else object
     if get_origin(hint) is Literal:
         choices = get_args(hint)
-    known = bool(choices) or hint in ONE_VALUE
+    is_dict = hint is dict or get_origin(hint) is dict
+    known = bool(choices) or hint in ONE_VALUE or is_dict
     kind = hint if hint in ONE_VALUE else str
     name = "--" + field.replace("_", "-")
-    return Flag(name, field, kind, choices, bound, optional, many and known, positional, known, aliases)
+    many = (many and known) or is_dict
+    return Flag(name, field, kind, choices, bound, optional, many, positional, known, aliases, is_dict)
 
 
 def _marks_positional(note: object) -> bool:

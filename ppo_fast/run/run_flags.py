@@ -1,13 +1,13 @@
 """The flags that every training program has: what surrounds the algorithm, from tracking to checkpoints."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Annotated, Any, ClassVar, Literal
 
 from ppo_fast.run.flags import Range
 
 # Flags that runs of earlier versions did not have, with what they did then.
-BEFORE = {"action_bounds": "clip", "hide": ()}
+BEFORE = {"action_bounds": "clip", "hide": (), "env_kwargs": {}}
 
 
 # How --help groups these flags; those that stand in none of them are under "run".
@@ -25,7 +25,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "capture_video",
     ),
     "environment": (
-        *("env_id", "backend", "action_bounds", "hide"),
+        *("env_id", "env_kwargs", "backend", "action_bounds", "hide"),
         *("env_groups", "env_timeout", "env_restarts"),
     ),
     "tracking": (
@@ -43,8 +43,8 @@ def saved_flags(saved: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def env_view(flags: Mapping[str, Any]) -> dict[str, Any]:
-    """What of a run's flags says how environments look to its policy, as `ppo_fast.envs.make` takes it: wherever the
-    policy plays, it plays with these."""
+    """What of a run's flags says what its environments are, as `ppo_fast.envs.make` takes it, besides their id:
+    wherever the policy plays, it plays with these."""
     return {name: flags.get(name, before) for name, before in BEFORE.items()}
 
 
@@ -60,6 +60,8 @@ class RunFlags:
 
     env_id: str = "CartPole-v1"
     """gymnasium id; `module:Env-v0` imports the module first"""
+    env_kwargs: dict[str, Any] = field(default_factory=dict)
+    """keywords for the environment: --env-kwargs is_slippery=False max_episode_steps=200"""
     backend: str = "auto"
     """how the environments run: auto, tensor, entry_point, sync, async or envpool"""
     action_bounds: Literal["auto", "rescale", "clip"] = "auto"

@@ -31,6 +31,7 @@ from ppo_fast.engine import caches, plan, process
 from ppo_fast.engine.iteration import EXECUTION_KNOWN, Execution, Iteration
 from ppo_fast.engine.ranks import Ranks
 from ppo_fast.envs import EnvironmentFault, Environments, spaces_json
+from ppo_fast.envs.keywords import step_limit
 from ppo_fast.envs.seeds import seed_process
 from ppo_fast.run import checkpoint, clipped, crash, ending, randomness, readout, resume
 from ppo_fast.run.agent_log import AgentLog, open_log
@@ -47,6 +48,7 @@ from ppo_fast.stops import Stopped
 
 MAX_RUNTIME_STATUS = 5
 ROLLBACKS = 3  # of a run, at most
+STEPS_WITHOUT_END = 1000  # of each environment, after which it is said that no episode ends
 
 
 class Over(NamedTuple):
@@ -105,6 +107,7 @@ class Session:
         self._action_space: spaces.Space | None = None  # what the environments take
         self._plan = plan.Plan("eager", "")
         self._execution_said = False
+        self._looks_for_an_end = False  # of the first episode, in environments without a limit of steps
         self._unfit_said: list[str] = []  # functions that run as they are, with their reasons
         self._callback = Callback(on_iteration)
         self._midway: Midway | None = None  # on rank 0, from `start` on
@@ -170,6 +173,7 @@ class Session:
         """
         self._stack.callback(envs.close)
         self._action_space = envs.single_action_space
+        self._looks_for_an_end = step_limit(envs, self.args.env_kwargs) is None
         origin = self._origin
         if origin is not None:
             wrong = resume.misfit(origin.checkpoint.ranks[0].tensors, agent)
@@ -255,6 +259,8 @@ class Session:
         done = self.progress.iteration
         if done == 1:
             self._warn_of_clipping(iteration)
+        if self._looks_for_an_end:
+            self._warn_of_no_end(seen.totals.episodes)
         if done == self._began_at + EXECUTION_KNOWN and not self._execution_said:  # a rollback may come here again
             self._say_execution(iteration)
         if done % self.args.save_interval == 0:
@@ -307,6 +313,18 @@ class Session:
         if self._began is not None:
             self._began += time.perf_counter() - began
         return figures
+
+    def _warn_of_no_end(self, episodes: float) -> None:
+        """Say where no episode has ended for long, or in the whole run, and nothing limits its steps."""
+        steps = self.progress.global_step // self.args.num_envs
+        is_last = self.progress.iteration >= self.args.num_iterations
+        if not episodes and steps < STEPS_WITHOUT_END and not is_last:
+            return
+        self._looks_for_an_end = False
+        if not episodes:
+            what = f"no episode has ended in {steps:,} steps of each environment, which has no time limit"
+            advice = "without ends there are no returns; --env-kwargs max_episode_steps=1000 sets a limit"
+            self.log.say([f"warning: {what}: {advice}"])
 
     def _is_late(self) -> bool:
         """Whether `--max-runtime` is over."""

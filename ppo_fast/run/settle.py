@@ -89,7 +89,7 @@ def _find(args: Any) -> find.Found | None:
     if not spec:
         return None
     if spec == "auto":
-        alike = {"env_id": args.env_id, "exp_name": args.exp_name, "seed": args.seed}
+        alike = {name: getattr(args, name) for name in ("env_id", "env_kwargs", "exp_name", "seed")}
         return find.unfinished(root, program_of(args), alike)
     try:
         return find.resolve(spec, root)

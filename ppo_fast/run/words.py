@@ -65,7 +65,7 @@ def parts_of(argv: Sequence[str], flags: Mapping[str, Flag]) -> list[Part]:
             continue
         values = (value,) if equals else ()
         if not equals or (flag.many and not takes_words):
-            values += _take_values(rest, flag)
+            values += _take_values(rest, flag, takes_words)
         parts.append(Part((word, *values[bool(equals) :]), name, flag, _items(values, flag) if flag.many else values))
     return parts
 
@@ -102,6 +102,8 @@ def _items(words: tuple[str, ...], flag: Flag) -> tuple[str, ...]:
 
     Texts are parted at commas only within brackets, where they may stand in quotation marks.
     """
+    if flag.pairs:
+        return words
     text = " ".join(words).strip()
     inside = text[1:-1].strip() if text[:1] + text[-1:] in ("[]", "()") else None
     if inside == "":
@@ -121,10 +123,13 @@ def _texts(inside: str) -> tuple[str, ...]:
         return tuple(item.strip().strip("'\"") for item in inside.removesuffix(",").split(","))
 
 
-def _take_values(rest: list[str], flag: Flag) -> tuple[str, ...]:
-    """Take the values of a flag off the front of `rest`: those up to the next flag for a tuple, else one at most."""
+def _take_values(rest: list[str], flag: Flag, takes_words: bool) -> tuple[str, ...]:
+    """Take the values of a flag off the front of `rest`: those up to the next flag for a tuple or a dictionary, else
+    one at most. Where a program takes words without a flag, what is no pair is such a word."""
     values: list[str] = []
     while rest and _can_be_value(rest[0], flag):
+        if flag.pairs and takes_words and values and flag.spell(rest[0]) is None:
+            break
         values.append(rest.pop(0))
         if not flag.many:
             break

@@ -94,6 +94,7 @@ BAD_WORDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("compile",): ("fast", "true", ""),
     ("precision",): ("fp16", "32", ""),
     ("action-bounds",): ("scale", "-1 1", ""),
+    ("env-kwargs",): ("size", "size 8", "=8", "a b=1", "{'a': 1", "[1, 2]", "1e999", "size=1e999", "size=[1,1e999]"),
     ("hide",): ("-1", "1.5", "position", "0 -1"),
     ("wandb-mode",): ("disabled", ""),
     ("cuda", "track", "quiet", "capture-video", "anneal-lr", "norm-adv", "norm-obs", "norm-reward"): ("maybe",),
@@ -213,7 +214,9 @@ def test_one_line_status_2_nothing_written(
 
 def test_every_flag_whose_value_can_be_wrong_is_among_them() -> None:
     tried = {f"--{flag}" for flags in BAD_WORDS for flag in flags}
-    assert tried == {name for name, flag in flags_of(Args).items() if flag.kind is not str or flag.choices}
+    assert tried == {
+        name for name, flag in flags_of(Args).items() if flag.kind is not str or flag.choices or flag.pairs
+    }
 
 
 # checkpoints

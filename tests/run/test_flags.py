@@ -1,9 +1,11 @@
 """Flags read from the types of a dataclass: what each one allows, in words and in checks."""
 
+import collections
 import dataclasses
 import enum
 import importlib
 import math
+import types
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -124,6 +126,8 @@ def wrapped(value: Any) -> list[Any]:
         return [np.str_(value), enum.Enum("Word", {"ONE": value})["ONE"]]
     if isinstance(value, tuple):
         return [list(value), np.array(value), [item for item in map(np.asarray, value)]]
+    if isinstance(value, dict):
+        return [dict(value), collections.OrderedDict(value), types.MappingProxyType(value)]
     return [None]
 
 
