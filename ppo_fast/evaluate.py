@@ -132,7 +132,10 @@ def as_many_as_may_be(args: Args, flags: Any, device: torch.device, number: int)
 def play_with(
     agent: Any, policy: str, envs: Environments, seed: int, episodes: int, limits: play.Limits
 ) -> dict[str, dict[str, float | int]]:
-    """Figures of the greedy or the sampled policy or "both", played as a training program's last evaluation does."""
+    """Figures of the greedy or the sampled policy or "both", played as a training program's last evaluation does.
+
+    Long playing says on stderr how far it is, every few seconds.
+    """
     generator = torch.Generator(envs.device).manual_seed(seed)
     ways = {"greedy": partial(play.greedy, agent), "sampled": partial(play.sampled, agent, generator)}
     play_on_one_thread = process.with_threads(play.play_in_rounds, 1)
@@ -140,21 +143,23 @@ def play_with(
     for name, begin in ways.items():
         if policy in (name, "both"):
             own_limits = limits.half() if policy == "both" and name == "greedy" else limits
+            own_limits = dataclasses.replace(own_limits, tell=partial(_tell, name, episodes))
             played = play_on_one_thread(envs, begin, seed + play.EVAL_SEED, episodes, own_limits)
             figures[name] = figures_of(played, seed)
     return figures
 
 
 def limits_of(args: Args, flags: Any) -> play.Limits:
-    """What bounds the playing: flags of this program, else the run's. Long playing says on stderr how far it is."""
+    """What bounds the playing: flags of this program, else the run's."""
     steps = args.max_steps or flags.eval_max_steps
     seconds = args.seconds or flags.eval_seconds
-    return play.Limits(steps, time.monotonic() + seconds, _tell)
+    return play.Limits(steps, time.monotonic() + seconds)
 
 
-def _tell(over: int, step: int) -> None:
+def _tell(policy: str, episodes: int, over: int, step: int) -> None:
+    text = f"{policy}: {min(over, episodes)} of {episodes} episodes are over, the others at step {step:,}"
     with contextlib.suppress(OSError):
-        print(f"{over} episodes are over, the others at step {step:,}", file=sys.stderr, flush=True)
+        print(text, file=sys.stderr, flush=True)
 
 
 def film(args: Args, flags: Any, agent: Any, device: torch.device, seed: int, folder: Path) -> Path:

@@ -293,6 +293,11 @@ def report(
         flops: of `flops_per_step`; None leaves out what depends on it.
         limit: of `ceiling`.
     """
+    # A part is at least as fast as a whole that was seen to run: they were measured one after the other, and another
+    # process may have had the machine meanwhile.
+    inference_sps = max(inference_sps, training_sps)
+    if env_only_sps is not None:
+        env_only_sps = max(env_only_sps, inference_sps)
     figures = {
         "env_only_sps": env_only_sps,
         "inference_sps": inference_sps,

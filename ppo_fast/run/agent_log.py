@@ -30,7 +30,7 @@ from ppo_fast.run.camera import Camera
 from ppo_fast.run.console import Console
 from ppo_fast.run.crash import Crash
 from ppo_fast.run.find import snapshot_of
-from ppo_fast.run.health import Health
+from ppo_fast.run.health import Critic, Health
 from ppo_fast.run.payload import Checkpoint, Progress, RankState, Score
 from ppo_fast.run.policy import save_policy
 from ppo_fast.run.probe import Probe
@@ -348,7 +348,10 @@ def open_log(
         ValueError: as `Run` does.
     """
     run = open_run(facts, console.message, origin) if writes else NoRun()
-    health = Health(args.num_iterations * args.batch_size, agent.head.max_entropy)
+    # A program of somebody's own may lack these flags: then nothing is known of its critic.
+    clips = getattr(args, "clip_vloss", False) and not getattr(args, "norm_reward", True)
+    critic = Critic(args.clip_coef if clips else None, getattr(args, "norm_reward", True))
+    health = Health(args.num_iterations * args.batch_size, agent.head.max_entropy, critic)
     score = Score() if origin is None else origin.checkpoint.score
     return AgentLog(agent, asdict(args), facts, console, run, health, score)
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from ppo_fast import names
 from ppo_fast.run.health import Advice
 
+LINE_WIDTH = 100  # of a plain line, at most
 RECENT_ROWS = 10  # return and length are means over the last ten rows in which an episode ended
 
 Row = Mapping[str, Any]  # one row of metrics.jsonl; a figure that is missing is absent, None or NaN
@@ -23,19 +24,18 @@ Row = Mapping[str, Any]  # one row of metrics.jsonl; a figure that is missing is
 class Loss(NamedTuple):
     """One of the figures of an update that are shown."""
 
-    short: str  # its name in a plain line
     title: str  # its name in the panel
     column: str
     form: str  # a number format
 
 
 LOSSES = (
-    Loss("policy_loss", "policy loss", names.POLICY_LOSS, ".4f"),
-    Loss("value_loss", "value loss", names.VALUE_LOSS, ".4g"),
-    Loss("entropy", "entropy", names.ENTROPY, ".3f"),
-    Loss("approx_kl", "approx KL", names.APPROX_KL, ".4f"),
-    Loss("clipfrac", "clip fraction", names.CLIPFRAC, ".3f"),
-    Loss("explained_variance", "expl. variance", names.EXPLAINED_VARIANCE, ".3f"),
+    Loss("policy loss", names.POLICY_LOSS, ".4f"),
+    Loss("value loss", names.VALUE_LOSS, ".4g"),
+    Loss("entropy", names.ENTROPY, ".3f"),
+    Loss("approx KL", names.APPROX_KL, ".4f"),
+    Loss("clip fraction", names.CLIPFRAC, ".3f"),
+    Loss("expl. variance", names.EXPLAINED_VARIANCE, ".3f"),
 )
 
 
@@ -119,12 +119,14 @@ class Figures:
         return {"collect": collect, "learn": both - collect, "other": 100 - both}
 
     def plain_line(self) -> str:
-        """The newest row as `name=value` pairs, which `grep`, `awk` and log files can read."""
+        """The newest row as `name=value` pairs, which `grep`, `awk` and log files can read: in LINE_WIDTH columns, so
+        without most losses, which metrics.jsonl has."""
         pairs = [f"step={self.step}", f"percent={self.percent:.1f}", f"sps={show(self.steps_per_second, '.0f')}"]
-        pairs += [f"{name}={share}%" for name, share in self.shares().items()]
-        pairs += [f"return={show(self.recent_return, '.2f')}", f"length={show(self.recent_length, '.1f')}"]
         pairs += [f"left={duration(self.seconds_left)}"]
-        pairs += [f"{loss.short}={show(self.row.get(loss.column), loss.form)}" for loss in LOSSES]
+        pairs += [f"return={show(self.recent_return, '.2f')}", f"length={show(self.recent_length, '.1f')}"]
+        pairs += [f"approx_kl={show(self.row.get(names.APPROX_KL), '.4f')}"]
+        while len(" ".join(pairs)) > LINE_WIDTH:
+            pairs.pop()
         return " ".join(pairs)
 
 

@@ -20,6 +20,8 @@ from ppo_fast import names
 WINDOW = 10  # updates looked back on
 PERSISTENT = 5  # updates of the window that must agree before a condition is advice
 WARM_UP = 0.2  # part of the run in which a critic may still be poor
+CRITIC_UPDATES = 30  # a critic that has had fewer is not judged either
+LARGE_ERROR = 10.0  # of values, in units of the return: returns are in the tens at least
 SMALL_ERROR = 0.01  # a value loss below this part of its largest is that of a critic that has learned
 LASTING = 0.25  # part of all updates that makes a condition worth a line in the summary
 LOW_ENTROPY = 0.05  # entropy near 0: below this part of the policy's largest
@@ -28,6 +30,15 @@ NOT_FINITE = "not_finite"  # the advice that no rule gives
 MAY_BE_NAN = (names.EXPLAINED_VARIANCE, names.EPISODIC_RETURN, names.EPISODIC_LENGTH)
 
 MetricRow = Mapping[str, float | None]  # metrics by name; None is a NaN that was written to metrics.jsonl
+
+
+class Critic(NamedTuple):
+    """What a run's flags say of how its critic learns."""
+
+    value_clip: float | None = None
+    """how far a value may move in an iteration, in units of the return; None for any distance"""
+    is_scaled: bool = True
+    """whether rewards are scaled"""
 
 
 class Circumstances(NamedTuple):
@@ -63,8 +74,8 @@ class Rule(NamedTuple):
 
     @property
     def text(self) -> str:
-        """The whole advice, as a format of `value` and `threshold`."""
-        return f"{self.figures}: {self.meaning}; {self.action}"
+        """What is wrong, as a format of `value` and `threshold`."""
+        return f"{self.figures}: {self.meaning}"
 
     def limit(self, max_entropy: float) -> float:
         """The threshold in units of the metric."""
@@ -178,9 +189,10 @@ class Health:
     Args:
         total_steps: environment steps of the whole run; the first fifth is the critic's warm-up.
         max_entropy: see `check`.
+        critic: by which the cause is named that is the likeliest.
     """
 
-    def __init__(self, total_steps: int, max_entropy: float) -> None:
+    def __init__(self, total_steps: int, max_entropy: float, critic: Critic | None = None) -> None:
         self.total_steps = total_steps
         self.max_entropy = max_entropy
         self._conditions = [_Condition(rule) for rule in RULES]
@@ -188,6 +200,8 @@ class Health:
         self._active: list[Advice] = []
         self._returns = _Returns()
         self._largest_value_loss = 0.0
+        self._critic = critic or Critic()
+        self._value_error = 0.0  # of the last update, in units of the return
 
     def update(self, row: MetricRow) -> list[Advice]:
         """Take in the row of one iteration (with "global_step") and say what is wrong now."""
@@ -199,14 +213,14 @@ class Health:
         critic_errs = self._critic_errs(row.get(names.VALUE_LOSS))
         step = row.get(names.GLOBAL_STEP) or 0
         now = Circumstances(
-            warmed_up=critic_errs and step >= WARM_UP * self.total_steps,
+            warmed_up=critic_errs and step >= WARM_UP * self.total_steps and self._updates >= CRITIC_UPDATES,
             return_is_low=self._returns.are_low(row.get(names.EPISODIC_RETURN)),
         )
         self._active = []
         for condition in self._conditions:
             mean = condition.update(row, now, self.max_entropy)
             if mean is not None:
-                self._active.append(_warn(condition.rule, mean, self.max_entropy))
+                self._active.append(_warn(condition.rule, mean, self.max_entropy, self._action(condition.rule)))
         return list(self._active)
 
     def metrics(self) -> dict[str, int]:
@@ -216,9 +230,9 @@ class Health:
 
     def summary(self) -> list[Advice]:
         """What is wrong at the end, and what was wrong in at least a quarter of all updates, unless those are few."""
+        if self._updates < WINDOW:  # too short to tell
+            return [advice for advice in self._active if advice.severity == "stop"]
         advice = list(self._active)
-        if self._updates < WINDOW:
-            return advice
         active = {known.key for known in advice}
         for condition in self._conditions:
             rule = condition.rule
@@ -228,7 +242,9 @@ class Health:
             name = rule.key.replace("_", " ")
             sign = ">" if rule.bad == "above" else "<"
             limit = rule.limit(self.max_entropy)
-            text = f"{name} {sign} {limit:.3g} in {share:.0%} of the updates, though not at the end; {rule.action}"
+            text = (
+                f"{name} {sign} {limit:.3g} in {share:.0%} of the updates, though not at the end; {self._action(rule)}"
+            )
             advice.append(Advice(rule.key, "warn", text))
         return advice
 
@@ -236,8 +252,21 @@ class Health:
         """Whether the value loss is more than a small part of the largest so far. Without one, it may be."""
         if value_loss is None:
             return True
+        self._value_error = math.sqrt(2 * max(0.0, value_loss))  # the loss is half of the mean square
         self._largest_value_loss = max(self._largest_value_loss, value_loss)
         return value_loss > SMALL_ERROR * self._largest_value_loss
+
+    def _action(self, rule: Rule) -> str:
+        """What to do; for a critic that does not learn, first what its likely cause asks for."""
+        clip, error = self._critic.value_clip, self._value_error
+        if rule.metric != names.EXPLAINED_VARIANCE or self._critic.is_scaled:
+            return rule.action
+        if clip is not None and error > clip:
+            return (
+                f"values are off by {error:.3g} and --clip-vloss lets them move by {clip:g} an iteration: "
+                "add --norm-reward or --no-clip-vloss"
+            )
+        return f"values are off by {error:.3g}: add --norm-reward" if error > LARGE_ERROR else rule.action
 
 
 class _Condition:
@@ -286,8 +315,9 @@ def _is_broken(name: str, value: float) -> bool:
     return math.isinf(value)
 
 
-def _warn(rule: Rule, value: float | None, max_entropy: float) -> Advice:
-    return Advice(rule.key, "warn", rule.text.format(value=value, threshold=rule.limit(max_entropy)))
+def _warn(rule: Rule, value: float | None, max_entropy: float, action: str | None = None) -> Advice:
+    found = rule.text.format(value=value, threshold=rule.limit(max_entropy))
+    return Advice(rule.key, "warn", f"{found}; {rule.action if action is None else action}")
 
 
 def _stop(broken: list[str], row: MetricRow) -> Advice:

@@ -237,6 +237,14 @@ def test_report_and_its_lines() -> None:
     assert len(speed.lines(found)) == 4 and max(map(len, speed.lines(found))) <= 108
 
 
+def test_no_part_is_slower_than_the_whole() -> None:
+    """As it is measured where another process had the machine meanwhile."""
+    for env_only, inference in ((1e5, 2e5), (4e5, 1e5), (3e5, 5e5)):
+        measured: dict[str, Any] = REPORT | {"env_only_sps": env_only, "inference_sps": inference}
+        found = speed.report(**measured)
+        assert found["env_only_sps"] >= found["inference_sps"] >= found["training_sps"] == 250_000
+
+
 def test_what_is_not_known_is_left_out() -> None:
     unknown: dict[str, Any] = REPORT | {"env_only_sps": None, "flops": None}
     found = speed.report(**unknown)

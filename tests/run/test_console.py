@@ -130,7 +130,7 @@ def test_rows_of_before_are_taken_in_without_a_line() -> None:
     assert stream.getvalue() == ""
     voice.update({**ROW, "charts/episodic_return": 300.0, "global_step": 300_000, "time/elapsed": 4.0})
     (line,) = stream.getvalue().splitlines()
-    assert "step=300000" in line and "return=200.00" in line and "collect=38%" in line
+    assert "step=300000" in line and "return=200.00" in line and "left=" in line
 
 
 def test_text_that_the_stream_cannot_encode_is_spelled() -> None:

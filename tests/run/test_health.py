@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from ppo_fast.run.health import KEYS, RULES, Health, check
+from ppo_fast.run.health import KEYS, RULES, Critic, Health, check
 
 GOOD = {
     "global_step": 1000,
@@ -125,15 +125,15 @@ def test_metrics_mirror_the_advice():
 
 def test_warm_up_is_a_fifth_of_the_run():
     poor = {"losses/explained_variance": 0.1}
-    health = Health(100, 0.7)
-    assert not any(feed(health, [{**poor, "global_step": step} for step in range(20)]))
-    told = feed(health, [{**poor, "global_step": step} for step in range(20, 25)])
+    health = Health(200, 0.7)
+    assert not any(feed(health, [{**poor, "global_step": step} for step in range(40)]))
+    told = feed(health, [{**poor, "global_step": step} for step in range(40, 45)])
     assert told == [[]] * 4 + [["explained_variance"]]
 
 
 def test_a_critic_whose_error_has_vanished_is_not_called_poor():
     """The end of a solved CartPole: every return alike, an explained variance of nothing, a value loss of nothing."""
-    start = [{"losses/value_loss": 30.0, "global_step": 1}] * 10
+    start = [{"losses/value_loss": 30.0, "global_step": 1}] * 30
     flat = {"losses/explained_variance": 0.1, "global_step": 90}
     assert feed(Health(100, 0.7), [*start, *[{**flat, "losses/value_loss": 0.29}] * 10])[-1] == []
     assert feed(Health(100, 0.7), [*start, *[{**flat, "losses/value_loss": 0.31}] * 10])[-1] == ["explained_variance"]
@@ -179,8 +179,41 @@ def test_summary_of_a_few_updates_claims_nothing_lasting():
     health = Health(10_000, 0.7)
     feed(health, [{"losses/clipfrac": 0.5}] * 4)
     assert health.summary() == []
+    feed(health, [{"losses/clipfrac": 0.5}] * 5)
+    assert health.summary() == []
     feed(health, [{"losses/clipfrac": 0.5}])
     assert [advice.key for advice in health.summary()] == ["clip_fraction"]
+    feed(broken := Health(10_000, 0.7), [{"losses/clipfrac": math.nan}])
+    assert [advice.key for advice in broken.summary()] == ["not_finite"]
+
+
+def test_a_critic_of_a_short_run_is_not_judged():
+    """A run of a few iterations, all of them behind its first fifth."""
+    poor = {"losses/explained_variance": 0.1, "losses/value_loss": 50.0, "global_step": 90}
+    health = Health(100, 0.7)
+    assert feed(health, [poor] * 29) == [[]] * 29 and health.summary() == []
+    assert feed(health, [poor] * 5)[-1] == ["explained_variance"]
+
+
+@pytest.mark.parametrize(
+    ("critic", "value_loss", "says"),
+    [
+        (Critic(0.2, False), 5000.0, "values are off by 100 and --clip-vloss lets them move by 0.2"),
+        (Critic(None, False), 5000.0, "values are off by 100: add --norm-reward"),
+        (Critic(0.2, False), 0.01, "raise --vf-coef"),
+        (Critic(None, True), 5000.0, "raise --vf-coef"),
+        (None, 5000.0, "raise --vf-coef"),
+    ],
+)
+def test_the_likely_cause_of_a_poor_critic_comes_first(critic, value_loss, says):
+    health = Health(100, 0.7, critic)
+    poor = {"losses/explained_variance": 0.1, "losses/value_loss": value_loss, "global_step": 90}
+    feed(health, [poor] * 60)
+    (advice,) = health.summary()
+    assert says in advice.text
+    feed(health, [{"losses/value_loss": value_loss}] * 20)
+    (lasting,) = health.summary()
+    assert "though not at the end" in lasting.text and says in lasting.text
 
 
 def test_summary_has_the_advice_of_the_end_once():

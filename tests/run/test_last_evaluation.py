@@ -214,7 +214,7 @@ def test_it_says_how_far_it_is(late: pytest.MonkeyPatch, tmp_path: Path, capsys:
     run(tmp_path)
     assert "evaluating 0/6, step 7 ..." in capsys.readouterr().out
     evaluate.evaluate(evaluate.Args(run=str(only_run(tmp_path)), episodes=6, policy="greedy"))
-    assert "0 episodes are over, the others at step 7" in capsys.readouterr().err
+    assert "greedy: 0 of 6 episodes are over, the others at step 7" in capsys.readouterr().err
 
 
 def test_a_run_in_a_thread(late: pytest.MonkeyPatch, tmp_path: Path) -> None:
