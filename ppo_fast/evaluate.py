@@ -23,7 +23,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Unpack
 
 import numpy as np
 import torch
@@ -31,7 +31,7 @@ import tyro
 
 from ppo_fast import envs as environments, names
 from ppo_fast.engine import process
-from ppo_fast.envs import Environments
+from ppo_fast.envs import Environments, handed
 from ppo_fast.run import cli, film as films, modules, play, randomness, saved_policy
 from ppo_fast.run.cli import Range
 from ppo_fast.run.flags import plain_args
@@ -225,14 +225,20 @@ def _in_words(figures: dict[str, float | int]) -> str:
 
 
 @guest
-def evaluate(args: Args) -> dict[str, Any]:
-    """Play the policy; returns what `--json` prints. A flag or a file that can't be used is a ValueError."""
+def evaluate(args: Args, **own: Unpack[environments.Own]) -> dict[str, Any]:
+    """Play the policy; returns what `--json` prints. A flag or a file that can't be used is a ValueError.
+
+    `envs` and `wrappers` are environments of the caller's own, as train() takes them.
+    """
     args = plain_args(args)
     args.check()
     policy = load(args)
     for note in policy.notes:
         print(f"note: {note}", file=sys.stderr, flush=True)
     program, flags = rebuild_flags(policy)
+    found = handed.take(own, flags.env_id.removeprefix(handed.PREFIX), flags.env_kwargs)
+    if found is not None:
+        flags = dataclasses.replace(flags, env_id=found.env_id, num_envs=found.num_envs or flags.num_envs)
     try:
         imports = modules.check(flags.env_id, policy.folder, args.trust)
     except ValueError as problem:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import Annotated, Any, Unpack
 
 import torch
 import tyro
@@ -20,6 +20,7 @@ from ppo_fast.engine.engine import Engine
 from ppo_fast.engine.firstbad import FirstBad
 from ppo_fast.engine.iteration import Iteration
 from ppo_fast.engine.ranks import Ranks
+from ppo_fast.envs import Own, handed
 from ppo_fast.run import checkpoint, cli, crash, modules, programs
 from ppo_fast.run.flags import plain_args
 from ppo_fast.run.guest import guest
@@ -31,13 +32,14 @@ MADE_ANEW = ("advantage", "rollout.advantage", "rollout.valid")
 
 
 @guest
-def replay(payload: Mapping[str, Any], folder: Path = Path(), trusts: bool = False) -> list[str]:
+def replay(payload: Mapping[str, Any], folder: Path = Path(), trusts: bool = False, **own: Unpack[Own]) -> list[str]:
     """Run the updates of a crash file again, eagerly and on the CPU, and say in lines what was found.
 
     Args:
         payload: what the file holds.
         folder: where it lies: a module of the environment is not imported from there.
         trusts: imports it all the same.
+        own: `envs` and `wrappers`, environments of the caller's own, as train() takes them.
 
     Raises:
         ValueError: `file: ...` when it does not hold what a crash file of ppo_fast holds.
@@ -47,6 +49,7 @@ def replay(payload: Mapping[str, Any], folder: Path = Path(), trusts: bool = Fal
     except ValueError as problem:
         raise ValueError(f"file: {problem}") from problem
     program, args = _rebuild_flags(broken)
+    handed.take(own, args.env_id.removeprefix(handed.PREFIX), args.env_kwargs)
     try:
         said = modules.check(args.env_id, folder, trusts)
     except ValueError as problem:

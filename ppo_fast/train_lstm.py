@@ -31,7 +31,7 @@ The session adds up or averages what an iteration logs.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -546,12 +546,18 @@ def scheduled_rate(args: Args, iteration: int) -> float:
 
 
 @guest
-def train(args: Args, watch: Stopwatch | None = None, on_iteration: OnIteration | None = None) -> dict[str, Any]:
+def train(
+    args: Args,
+    watch: Stopwatch | None = None,
+    on_iteration: OnIteration | None = None,
+    **handed: Unpack[environments.Own],
+) -> dict[str, Any]:
     """Train, evaluate, leave a run folder; returns what result.json holds. A flag that can't work is a ValueError.
 
-    `on_iteration` is called after every iteration: see ppo_fast/run/callback.py.
+    `on_iteration` is called after every iteration: see ppo_fast/run/callback.py. `envs` and `wrappers` are environments
+    of the caller's own, not registered: see ppo_fast/envs/handed.py.
     """
-    args, beginning = settle(args)  # --resume and the preset applied: the flags, and the checkpoint to go on from
+    args, beginning = settle(args, handed)  # --resume and the preset applied: the flags, and where the run goes on
     args.check()
     device = process.prepare(args)
     if args.verify:

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from ppo_fast.envs.factory import BACKENDS, available_backends, make
     from ppo_fast.envs.faults import EnvironmentFault
     from ppo_fast.envs.groups import HostGroups
+    from ppo_fast.envs.handed import Own
     from ppo_fast.envs.host import HostVectorEnv
     from ppo_fast.envs.tensor import TensorVectorEnv
 
@@ -45,6 +46,7 @@ __all__ = [
     "Environments",
     "HostGroups",
     "HostVectorEnv",
+    "Own",
     "Part",
     "State",
     "Step",
@@ -60,6 +62,7 @@ _MODULES = {
     **dict.fromkeys(("BACKENDS", "available_backends", "make"), "factory"),
     "EnvironmentFault": "faults",
     "HostGroups": "groups",
+    "Own": "handed",
     "HostVectorEnv": "host",
     "TensorVectorEnv": "tensor",
 }

@@ -17,7 +17,7 @@ from gymnasium import error
 from gymnasium.envs.registration import EnvSpec
 from gymnasium.vector import VectorEnv
 
-from ppo_fast.envs import envpool, keywords
+from ppo_fast.envs import envpool, handed, keywords
 from ppo_fast.envs.actions import ActionBounds
 from ppo_fast.envs.faults import blame
 from ppo_fast.envs.groups import HostGroups
@@ -150,6 +150,9 @@ def _make_one(wanted: _Wanted) -> TensorVectorEnv | HostVectorEnv:
         with keywords.refused(env_id, partial(_creator, spec, wanted.backend), wanted.env_kwargs, has_limit):
             if wanted.backend == "tensor":
                 return _make_tensor(spec, wanted)
+            ready = handed.borrowed(spec)
+            if ready is not None:
+                return _adapt(lambda: ready, wanted, is_borrowed=True)
             return _adapt(_remaker(spec, wanted), wanted)
     except (error.DependencyNotInstalled, ImportError) as problem:
         raise ValueError(f"--env-id: {env_id} needs a package that is missing; {_remedy(spec, problem)}") from problem
@@ -257,6 +260,8 @@ def find_spec(env_id: str) -> EnvSpec | None:
     spec = gymnasium.registry.get(name)
     if spec is not None:
         return spec
+    if handed.is_handed_in(env_id):
+        raise handed.missing(env_id)
     pools = envpool.all_ids()
     if env_id in pools:
         return None
@@ -306,7 +311,7 @@ def _tensor_spec(spec: EnvSpec) -> EnvSpec | None:
         creator = _load(spec.vector_entry_point)
     except ImportError:
         return None
-    return spec if isinstance(creator, type) and issubclass(creator, TensorVectorEnv) else None
+    return spec if handed.makes_tensors(creator) else None
 
 
 def _creator(spec: EnvSpec, backend: str) -> Any:
@@ -340,6 +345,8 @@ def _make_tensor(spec: EnvSpec, wanted: _Wanted) -> TensorVectorEnv:
     make = partial(gymnasium.make_vec, tensor_spec, wanted.num_envs, vectorization_mode=mode, device=wanted.device)
     env = made(partial(make, **kwargs), None, theirs_of(wanted.env_id))
     assert isinstance(env, TensorVectorEnv)
+    if env.device.type != wanted.device.type:
+        raise ValueError(f"envs: {wanted.env_id} is on {env.device}, not on {wanted.device}: let it take `device`")
     if limit is not None and not limits_itself:
         env.limit_steps(limit)
     env.spec_id = wanted.env_id
@@ -360,12 +367,12 @@ def _make_envpool(spec: EnvSpec | None, wanted: _Wanted) -> HostVectorEnv:
         return _adapt(remake, replace(wanted, backend="envpool"))
 
 
-def _adapt(remake: Callable[[], VectorEnv], wanted: _Wanted) -> HostVectorEnv:
-    """The environments that `remake` makes, behind the contract."""
+def _adapt(remake: Callable[[], VectorEnv], wanted: _Wanted, is_borrowed: bool = False) -> HostVectorEnv:
+    """The environments that `remake` makes, behind the contract; what is borrowed is not closed."""
     envs = remake()
     try:
         return HostVectorEnv(
-            envs, wanted.device, wanted.backend, wanted.env_id, remake, wanted.action_bounds, wanted.hide
+            envs, wanted.device, wanted.backend, wanted.env_id, remake, wanted.action_bounds, wanted.hide, is_borrowed
         )
     except BaseException:
         envs.close()

@@ -81,6 +81,7 @@ class HostVectorEnv(VectorEnv):
         remake: makes `envs` anew, for `restart`.
         action_bounds: how Box actions get into their bounds (see actions.py).
         hide: columns of the flat observations that are left out of what is returned.
+        is_borrowed: whether `envs` stays open when this is closed.
 
     Action masks (see masks.py) are appended to the observations, flat (N, D + n), 1 where allowed; the attribute
     `mask_size` is then n, else 0. Whether there are such is found out by a reset here, unless `envs` has a `mask_size`
@@ -106,7 +107,9 @@ class HostVectorEnv(VectorEnv):
         remake: Callable[[], VectorEnv] | None = None,
         action_bounds: ActionBounds = "clip",
         hide: Sequence[int] = (),
+        is_borrowed: bool = False,
     ) -> None:
+        self._is_borrowed = is_borrowed
         self.device = torch.device(device)
         self.backend = backend
         self.spec_id = spec_id
@@ -256,6 +259,8 @@ class HostVectorEnv(VectorEnv):
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the environments. Workers that no longer answer are terminated: it neither raises nor hangs."""
+        if self._is_borrowed:
+            return
         if self._is_ours:
             self.envs.close(**kwargs)  # ours, which sees to it
         elif isinstance(self.envs, AsyncVectorEnv):

@@ -77,6 +77,8 @@ def refusal(env_id: str, name: str, creator: Callable[..., Any] | None, has_limi
         creator: what is called with the keywords, if that is known.
         has_limit: whether it may be given `max_episode_steps` in any case.
     """
+    if name == "render_mode":
+        return ValueError(f"--env-kwargs: {env_id} takes no render_mode, so it can't be filmed")
     kinds = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
     parameters = (_parameters(creator) or {}).values()
     taken = [each.name for each in parameters if each.kind in kinds and each.name not in (*OURS, "self", LIMIT)]

@@ -31,7 +31,17 @@ INCIDENTAL = {
         "env_restarts",
     ),
     *("eval_max_steps", "eval_seconds", "on_nan", "run_id", "world_size", "observation_space", "action_space"),
-    *("spaces", "parameters", "num_iterations", "batch_size", "max_entropy", "no_preset", "preset", "exit_status"),
+    *(
+        "spaces",
+        "handed_in",
+        "parameters",
+        "num_iterations",
+        "batch_size",
+        "max_entropy",
+        "no_preset",
+        "preset",
+        "exit_status",
+    ),
 }
 INCIDENTAL_PREFIX = "wandb_"
 LABEL_FLAGS = ("env_id", "exp_name")  # a label is made of these where they are enough

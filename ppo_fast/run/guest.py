@@ -27,6 +27,7 @@ import numpy as np
 import torch
 
 from ppo_fast.engine import caches, process
+from ppo_fast.envs import handed
 from ppo_fast.run import randomness
 from ppo_fast.run.streams import stand_ins
 
@@ -110,6 +111,7 @@ def _settings() -> list[Setting]:
         Setting(lambda: dict(os.environ), _put_back_variables),
         Setting(lambda: list(logging.root.handlers), _put_back_handlers),
         Setting(randomness.rng_state, randomness.set_rng_state),
+        Setting(handed.registered, handed.put_back),
     ]
 
 

@@ -1,6 +1,6 @@
 """The lifecycle of one process's run: signals, clock, iterations, checkpoints, faults, the end.
 
-    args, beginning = settle(args)
+    args, beginning = settle(args, handed)
     with ranks.init(device) as group, Session(args, group, beginning, watch) as run:
         ...
         plan = run.start(envs, agent)
@@ -218,6 +218,7 @@ class Session:
             "observation_space": str(envs.single_observation_space),
             "action_space": str(envs.single_action_space),
             "spaces": spaces_json.to_json(envs.own_spaces),
+            **({} if self._beginning.handed_in is None else {"handed_in": self._beginning.handed_in}),
             **process.versions(self.ranks.device, args.cuda),
         }
 

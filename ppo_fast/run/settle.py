@@ -1,14 +1,17 @@
 """The flags that a run really has: those of the checkpoint that it goes on from, or those of a preset."""
 
 import os
+from collections.abc import Mapping
 from dataclasses import MISSING, Field, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from ppo_fast.envs import Own, handed
 from ppo_fast.run import checkpoint, find, modules, presets, resume
 from ppo_fast.run.cli import program_of
 from ppo_fast.run.film import render_without_a_display
 from ppo_fast.run.flags import as_typed, flags_of, plain_args
+from ppo_fast.run.run_flags import saved_flags
 
 
 @dataclass(frozen=True)
@@ -19,9 +22,11 @@ class Beginning:
     """The checkpoint that it goes on from; None for a new run."""
     notes: tuple[str, ...] = ()
     """Lines to say of it."""
+    handed_in: Mapping[str, Any] | None = None
+    """What config.json says of environments that a caller from Python has handed in; None where they are not."""
 
 
-def settle(args: Any) -> tuple[Any, Beginning]:
+def settle(args: Any, own: Own | None = None) -> tuple[Any, Beginning]:
     """The flags to train with, and where the run begins: `--resume` and presets applied.
 
     From here on they are in Python's own types (`flags.plain_args`). Flags count as given if the command line names
@@ -30,30 +35,72 @@ def settle(args: Any) -> tuple[Any, Beginning]:
 
     Args:
         args: a program's flags, as they were typed.
+        own: environments that a caller from Python hands in, if any. They are registered from here on.
 
     Raises:
-        ValueError: "--resume: ..." or, for a flag that is wrong or may not change, its name.
+        ValueError: "--resume: ..." or, for a flag that is wrong or may not change, its name; "envs: ..." and
+            "wrappers: ..." where these can't be used.
     """
     named = args.flags_given
     args = plain_args(args)
     _can_be_saved(args)
     if args.capture_video:
         render_without_a_display()
+    handed_in = None
+    if own and args.resume in ("", "auto"):
+        args, handed_in = _hand_in(args, own, args.env_kwargs)
     found = _find(args)
     if found is not None:
         origin = resume.origin_of(found, program_of(args), type(args))
+        if own and handed_in is None:
+            args, handed_in = _hand_in_again(args, own, origin)
         given = named or {field.name for field in fields(args) if getattr(args, field.name) != _default(field)}
         settled = resume.flags(args, origin.checkpoint.flags, origin.run, given)
         wrong = resume.too_small(settled, origin)
         if wrong is not None:
             raise ValueError(f"--resume: can't go on from {origin.path}: {wrong}")
-        return settled, Beginning(origin, notes=_module_of(settled.env_id, origin, args.trust or "env_id" in given))
+        notes = _module_of(settled.env_id, origin, args.trust or "env_id" in given)
+        return settled, Beginning(origin, notes, handed_in)
     if named is None or not args.preset or not args.has_presets:
-        return args, Beginning()
+        return args, Beginning(handed_in=handed_in)
     tuned = {name: value for name, value in presets.flags(args.env_id).items() if name not in named}
     if not tuned:
         return args, Beginning()
     return replace(args, **tuned), Beginning(notes=(f"preset        {as_typed(tuned)}",))
+
+
+def _hand_in(args: Any, own: Own, env_kwargs: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any] | None]:
+    """The flags with the id under which these environments are found, and what config.json says of them.
+
+    Raises:
+        ValueError: they can't be used, or not with these flags.
+    """
+    is_named = args.env_id != type(args).env_id or own.get("envs") is None
+    found = handed.take(own, args.env_id if is_named else "", env_kwargs)
+    if found is None:
+        return args, None
+    args = replace(args, env_id=found.env_id)
+    if found.num_envs is None:
+        return args, found.facts
+    if args.num_envs not in (found.num_envs, type(args).num_envs):
+        raise ValueError(f"--num-envs: is {args.num_envs}, and envs is a vector of {found.num_envs}")
+    for flag in ("verify", "eval_every"):
+        if getattr(args, flag):
+            name = flag.replace("_", "-")
+            raise ValueError(f"--{name}: needs more environments; hand in what makes them, not a vector ready-made")
+    return replace(args, num_envs=found.num_envs), found.facts
+
+
+def _hand_in_again(args: Any, own: Own, origin: resume.Origin) -> tuple[Any, Mapping[str, Any] | None]:
+    """The same for a run that goes on: they have the id that they have there."""
+    saved = saved_flags(origin.checkpoint.flags)
+    env_id, kwargs = saved.get("env_id"), saved["env_kwargs"]
+    if not isinstance(env_id, str) or not handed.is_handed_in(env_id):
+        what = f"its environment is {env_id}, and none was handed in then: leave out envs and wrappers"
+        raise ValueError(f"--resume: can't go on from {origin.path}: {what}")
+    is_named = args.env_id != type(args).env_id
+    named = args if is_named else replace(args, env_id=env_id.removeprefix(handed.PREFIX))
+    return _hand_in(named, own, kwargs if isinstance(kwargs, dict) else {})
 
 
 def _module_of(env_id: str, origin: resume.Origin, trusts: bool) -> tuple[str, ...]:
