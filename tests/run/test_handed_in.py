@@ -118,8 +118,8 @@ def test_wrappers(tmp_path: Path) -> None:
 
 def test_keywords_reach_them_and_a_wrong_one_is_named(tmp_path: Path) -> None:
     assert run(tmp_path, args={"env_kwargs": {**SHORT, "length": 2}}, envs=Corridor)[1]["eval/max_return"] > -1.2
-    with pytest.raises(ValueError, match=r"^--env-kwargs: own/Corridor does not take lenth; it takes length, "):
-        train(small(tmp_path, env_kwargs={"lenth": 2}, env_id="CartPole-v1"), envs=Corridor)
+    with pytest.raises(ValueError, match=r"^--env-kwargs: own/Corridor does not take breadth; it takes length, "):
+        train(small(tmp_path, env_kwargs={"breadth": 2}, env_id="CartPole-v1"), envs=Corridor)
 
 
 def test_what_a_run_left_asks_for_them_again(tmp_path: Path) -> None:
