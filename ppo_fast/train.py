@@ -26,7 +26,7 @@ The session adds up or averages what an iteration logs.
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, NamedTuple, Unpack
+from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Unpack
 
 import torch
 from torch import Tensor, nn
@@ -40,7 +40,7 @@ from ppo_fast.engine import process, ranks
 from ppo_fast.engine.engine import Engine
 from ppo_fast.engine.flat import flatten_parameters
 from ppo_fast.engine.iteration import Iteration, train_state
-from ppo_fast.run import cli
+from ppo_fast.run import cli, recipe
 from ppo_fast.run.callback import OnIteration
 from ppo_fast.run.flags import Alias, Range, check_ranges
 from ppo_fast.run.guest import guest
@@ -55,6 +55,7 @@ from ppo_fast.run.verification import compare_paths
 class Args(RunFlags):
     """The flags of the algorithm; names and meaning are CleanRL's where it has them."""
 
+    choose: ClassVar[recipe.Recipe | None] = recipe.vectors  # sets what nobody names, by the kind of environment
     learning_rate: Annotated[float, Range(0), Alias("--lr")] = 2.5e-3
     """Adam's learning rate at the start"""
     num_envs: Annotated[int, Range(1)] = 64

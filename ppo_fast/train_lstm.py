@@ -71,7 +71,7 @@ class Args(RunFlags):
     """T, steps of each environment between two updates"""
     anneal_lr: bool = True
     """--no-anneal-lr is --lr-schedule constant"""
-    lr_schedule: Literal["linear", "constant", "kl"] = "kl"
+    lr_schedule: Literal["linear", "constant", "kl"] = "linear"
     """of the learning rate: linearly to 0, constant, or up and down so that approx_kl stays near desired_kl"""
     desired_kl: Annotated[float, Range(0, above=True)] = 0.01
     """approx_kl of an update that --lr-schedule kl aims at"""

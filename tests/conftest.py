@@ -29,6 +29,7 @@ def pytest_configure(config: pytest.Config) -> None:
     for signum, hears in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):
         if signal.getsignal(signum) is signal.SIG_IGN:
             signal.signal(signum, hears)
+    config.addinivalue_line("markers", "fitted: runs in this process get the preset or the recipe of their environment")
     config.addinivalue_line("markers", "full_end: a run in this process measures its speed and draws its picture")
     # What the compiler has made is found again by the next session, and a user's own cache is left alone.
     os.environ.setdefault("TORCHINDUCTOR_CACHE_DIR", str(Path(tempfile.gettempdir()) / f"ppo_fast-tests-{os.getuid()}"))
@@ -61,6 +62,15 @@ def short_ends() -> Iterator[pytest.MonkeyPatch]:
         if "ppo_fast.run.session" in sys.modules:  # or no test of this session trains
             leave_out(patch)
         yield patch
+
+
+@pytest.fixture(autouse=True)
+def flags_as_they_are(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs in this process have the flags that they are given, which are small, without preset and recipe, but for
+    tests that are marked `fitted`."""
+    settle = sys.modules.get("ppo_fast.run.settle")
+    if settle is not None and request.node.get_closest_marker("fitted") is None:
+        monkeypatch.setattr(settle, "_fitted", lambda args, given: (args, settle.Beginning()))
 
 
 @pytest.fixture(autouse=True)

@@ -121,6 +121,12 @@ def borrowed(spec: EnvSpec) -> VectorEnv | None:
     return getattr(spec.vector_entry_point, "ready", None)
 
 
+def is_ready_made(env_id: str) -> bool:
+    """Whether a vector of this id was handed in ready-made."""
+    spec = gymnasium.registry.get(env_id)
+    return spec is not None and borrowed(spec) is not None
+
+
 def makes_tensors(creator: Any) -> bool:
     """Whether something makes a tensor environment: a class of such, or a function that was handed in and does."""
     if isinstance(creator, type):

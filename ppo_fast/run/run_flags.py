@@ -1,10 +1,11 @@
 """The flags that every training program has: what surrounds the algorithm, from tracking to checkpoints."""
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Annotated, Any, ClassVar, Literal
+from dataclasses import dataclass, field, fields
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from ppo_fast.run.flags import Range
+from ppo_fast.run.recipe import Recipe
 
 # Flags that runs of earlier versions did not have, with what they did then.
 BEFORE = {"action_bounds": "clip", "hide": (), "env_kwargs": {}}
@@ -53,10 +54,14 @@ class RunFlags:
     """Plumbing, not algorithm. A program's `Args` adds its own flags to these."""
 
     flags_given: ClassVar[frozenset[str] | None] = None  # no flag itself
-    """The fields that the command line names, which `cli.parse` notes; None in a call from Python."""
+    """The fields that were named, on the command line or in the call; None where nobody knows, as after
+    dataclasses.replace: then those that differ from their default count."""
 
     has_presets: ClassVar[bool] = True  # no flag either
     """Whether the tuned flags of presets.py are for this program."""
+
+    choose: ClassVar[Recipe | None] = None  # nor this
+    """The program's recipe, if it has one (see recipe.py)."""
 
     env_id: str = "CartPole-v1"
     """gymnasium id; `module:Env-v0` imports the module first"""
@@ -123,7 +128,9 @@ class RunFlags:
     profile: bool = False
     """profile three iterations after training: a table, and a trace in the run folder"""
     preset: bool = True
-    """apply the tuned flags that the environment has, if any; flags given on the command line win"""
+    """set what nobody names: by the preset of the environment's id, where it has one, else by the recipe of its kind"""
+    recipe: bool = False
+    """set it by the recipe even where there is a preset"""
     resume: str = ""
     """go on with a run: its folder, a checkpoint, latest, or auto: the newest unfinished one like this, else new"""
     trust: bool = False
@@ -142,6 +149,14 @@ class RunFlags:
     """seconds after which a silent worker of --backend async counts as dead"""
     env_restarts: Annotated[int, Range(0)] = 0
     """how often environments whose worker died are started again; then the run saves and stops with exit status 6"""
+
+    def __new__(cls, *values: Any, **named: Any) -> Self:
+        """Note which flags a call names."""
+        args = super().__new__(cls)
+        names = [field.name for field in fields(cls)]
+        given = frozenset(names[: len(values)]) | frozenset(named)
+        args.flags_given = given if len(given) < len(names) else None  # type: ignore[misc]
+        return args
 
     @property
     def env_options(self) -> dict[str, Any]:

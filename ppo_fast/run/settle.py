@@ -1,13 +1,14 @@
-"""The flags that a run really has: those of the checkpoint that it goes on from, or those of a preset."""
+"""The flags that a run really has: those of the checkpoint that it goes on from, of a preset, or of a recipe."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 from ppo_fast.envs import Own, handed
-from ppo_fast.run import checkpoint, find, modules, presets, resume
+from ppo_fast.envs.sight import look
+from ppo_fast.run import checkpoint, find, modules, presets, recipe, resume
 from ppo_fast.run.cli import program_of
 from ppo_fast.run.film import render_without_a_display
 from ppo_fast.run.flags import as_typed, flags_of, plain_args
@@ -27,11 +28,10 @@ class Beginning:
 
 
 def settle(args: Any, own: Own | None = None) -> tuple[Any, Beginning]:
-    """The flags to train with, and where the run begins: `--resume` and presets applied.
+    """The flags to train with, and where the run begins: `--resume`, preset and recipe applied.
 
-    From here on they are in Python's own types (`flags.plain_args`). Flags count as given if the command line names
-    them (`cli.parse` notes which); in a call from Python, those that differ from their default do, and no preset is
-    applied.
+    From here on they are in Python's own types (`flags.plain_args`). Flags that were named stay as they are
+    (RunFlags.flags_given).
 
     Args:
         args: a program's flags, as they were typed.
@@ -54,19 +54,43 @@ def settle(args: Any, own: Own | None = None) -> tuple[Any, Beginning]:
         origin = resume.origin_of(found, program_of(args), type(args))
         if own and handed_in is None:
             args, handed_in = _hand_in_again(args, own, origin)
-        given = named or {field.name for field in fields(args) if getattr(args, field.name) != _default(field)}
+        given = named or _given(args)
         settled = resume.flags(args, origin.checkpoint.flags, origin.run, given)
         wrong = resume.too_small(settled, origin)
         if wrong is not None:
             raise ValueError(f"--resume: can't go on from {origin.path}: {wrong}")
         notes = _module_of(settled.env_id, origin, args.trust or "env_id" in given)
         return settled, Beginning(origin, notes, handed_in)
-    if named is None or not args.preset or not args.has_presets:
-        return args, Beginning(handed_in=handed_in)
-    tuned = {name: value for name, value in presets.flags(args.env_id).items() if name not in named}
-    if not tuned:
-        return args, Beginning()
-    return replace(args, **tuned), Beginning(notes=(f"preset        {as_typed(tuned)}",))
+    args, notes = _fitted(args, _given(args) if named is None else named)
+    return args, Beginning(notes=tuple(notes), handed_in=handed_in)
+
+
+def _fitted(args: Any, given: Collection[str]) -> tuple[Any, Sequence[str]]:
+    """The preset of the environment where it has one, else what the program's recipe chooses for it; and lines to say
+    of it."""
+    if not args.preset:
+        return args, ()
+    if args.has_presets and not args.recipe:
+        tuned = {name: value for name, value in presets.flags(args.env_id).items() if name not in given}
+        if tuned:
+            return replace(args, **tuned), (f"preset        {as_typed(tuned)}",)
+    return (args, ()) if type(args).choose is None else _by_recipe(args, given)
+
+
+def _by_recipe(args: Any, given: Collection[str]) -> tuple[Any, Sequence[str]]:
+    """What the program's recipe chooses for this environment where nothing was given, and lines to say of it."""
+    defaults = {field.name: _default(field) for field in fields(args)}
+    free = {name for name, value in recipe.DEFAULTS.items() if name not in given and defaults.get(name) == value}
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 or handed.is_ready_made(args.env_id):
+        free.discard("num_envs")  # it has to be shared out evenly, which the default can be by more processes
+    fixed = {name: value for name, value in vars(args).items() if name not in free}
+    notes = []
+    for choice in type(args).choose(look(args.env_id, args.backend, **args.env_options), fixed):
+        chosen = {name: value for name, value in choice.flags.items() if name in free and value != defaults[name]}
+        if chosen:
+            args = replace(args, **chosen)
+            notes.append(f"{'' if notes else 'recipe':13} {as_typed(chosen)}   ({choice.why})")
+    return args, notes
 
 
 def _hand_in(args: Any, own: Own, env_kwargs: Mapping[str, Any]) -> tuple[Any, Mapping[str, Any] | None]:
@@ -109,6 +133,11 @@ def _module_of(env_id: str, origin: resume.Origin, trusts: bool) -> tuple[str, .
         return tuple(modules.check(env_id, origin.run, trusts))
     except ValueError as problem:
         raise ValueError(f"--resume: can't go on from {origin.path}: {problem}") from problem
+
+
+def _given(args: Any) -> set[str]:
+    """The fields that differ from their default."""
+    return {field.name for field in fields(args) if getattr(args, field.name) != _default(field)}
 
 
 def _default(field: Field) -> Any:

@@ -23,6 +23,7 @@ def typed(*names: str, **flags) -> Args:
     return args
 
 
+@pytest.mark.fitted
 def test_a_preset_fills_in_what_was_not_named() -> None:
     args, beginning = settle(typed("update_epochs", update_epochs=7))
     assert (args.norm_obs, args.clip_vloss, args.update_epochs) == (True, False, 7)

@@ -1,0 +1,75 @@
+"""look: what can be known of an environment before anything is trained on it.
+
+    sight = look("Hopper-v5", "auto")     # Sight(actions="continuous", ..., time_limit=1000)
+
+One environment is made, asked for its spaces and its time limit, and closed; it is not stepped.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import gymnasium
+from gymnasium import spaces
+
+from ppo_fast.envs import factory
+
+
+@dataclass(frozen=True)
+class Sight:
+    """What is known of an environment. Its name is none of it."""
+
+    actions: Literal["discrete", "continuous"]
+    """MultiDiscrete actions are discrete."""
+    action_size: int
+    """How many actions there are to choose from, or numbers in one, summed over the parts of a MultiDiscrete."""
+    observation: Literal["table", "numbers"]
+    """A table has a row for each observation: they are Discrete, and encoded one-hot."""
+    observation_size: int
+    """Numbers of an observation, as a program sees it."""
+    time_limit: int | None
+    """Steps after which an episode is truncated; None where nobody says so."""
+
+
+def look(env_id: str, backend: str = "auto", **options: Any) -> Sight:
+    """Look at an environment.
+
+    Args:
+        env_id: as `make` takes it, as are backend and options.
+
+    Raises:
+        ValueError: as `make` does.
+        EnvironmentFault: as `make` does.
+    """
+    options.pop("groups", None)
+    backend = "sync" if backend == "async" else backend  # the same environment without a worker
+    env = factory.make(env_id, 1, "cpu", backend, **options)
+    try:
+        space = env.single_action_space
+        if isinstance(space, spaces.Box):
+            actions, action_size = "continuous", math.prod(space.shape)
+        elif isinstance(space, spaces.MultiDiscrete):
+            actions, action_size = "discrete", int(space.nvec.sum())
+        else:
+            actions, action_size = "discrete", int(getattr(space, "n", 1))
+        return Sight(
+            actions=actions,
+            action_size=action_size,
+            observation="table" if isinstance(env.own_spaces.observation, spaces.Discrete) else "numbers",
+            observation_size=math.prod(env.single_observation_space.shape),
+            time_limit=_time_limit(env, env_id, options.get("max_episode_steps")),
+        )
+    finally:
+        env.close()
+
+
+def _time_limit(env: Any, env_id: str, given: int | None) -> int | None:
+    """The steps of an episode: as given, or as the environment or gymnasium's registry has it."""
+    if given is not None:
+        return given
+    for place in (env, getattr(env, "envs", None)):  # a tensor environment; envpool's
+        limit = getattr(place, "max_episode_steps", None)
+        if isinstance(limit, int) and limit > 0:
+            return limit
+    spec = gymnasium.registry.get(env_id.rpartition(":")[2])
+    return None if spec is None else spec.max_episode_steps

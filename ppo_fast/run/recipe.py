@@ -1,0 +1,101 @@
+"""The flags that an environment gets where nobody names them: by what it is, never by its name.
+
+    for choice in vectors(sight, {"num_envs": 64}):   # Choice({"num_steps": 32, ...}, "continuous actions: ...")
+
+A recipe is a function of what can be seen of an environment before training (`envs.sight`) and of the flags that are
+given. What it chooses is plain data, which a run says in its first lines, with the reasons, and keeps in config.json.
+How it was found is in benchmarks/LOG.md.
+Letters: T steps, N envs.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from ppo_fast.envs.sight import Sight
+
+# What the programs' defaults are where a recipe chooses. The author of a copy of a program who has changed one of them
+# keeps what he wrote.
+DEFAULTS: dict[str, Any] = {
+    "num_envs": 64,
+    "num_steps": 64,
+    "num_minibatches": 4,
+    "update_epochs": 3,
+    "learning_rate": 2.5e-3,
+    "lr_schedule": "linear",
+    "desired_kl": 0.01,
+    "gamma": 0.99,
+    "norm_obs": False,
+    "norm_reward": False,
+    "clip_vloss": True,
+    "ent_coef": 0.01,
+    "log_std_init": 0.0,
+}
+
+
+class Choice(NamedTuple):
+    """Flags, and why they have these values."""
+
+    flags: dict[str, Any]
+    why: str
+
+
+# From what is seen, and the flags that are given, to choices. A flag that is given stays as it is in any case; no run
+# is without a given total_timesteps.
+Recipe = Callable[[Sight, Mapping[str, Any]], list[Choice]]
+
+
+def vectors(sight: Sight, given: Mapping[str, Any]) -> list[Choice]:
+    """For train.py: observations that show everything."""
+    if sight.actions == "continuous":
+        return [_scales(sight), *_continuous(given)]
+    return [_scales(sight), *_discrete(sight, given)]
+
+
+def _scales(sight: Sight) -> Choice:
+    """Running statistics, since nobody knows the scales of an environment that nobody tuned."""
+    # Scaled returns differ by more than clip_coef, so a clipped value would crawl.
+    scaled = {"norm_reward": True, "clip_vloss": False}
+    if sight.observation == "table":
+        return Choice(scaled, "rewards of unknown scale")  # one-hot rows need none, and would get 10 for the rare ones
+    return Choice({"norm_obs": True, **scaled}, "observations and rewards of unknown scale")
+
+
+def _discrete(sight: Sight, given: Mapping[str, Any]) -> list[Choice]:
+    """Actions to choose from."""
+    table = sight.observation == "table"
+    rollout = _rollout(given, num_envs=64, rows=8192 if table else 4096, most=128)
+    passes = {"update_epochs": 8, "num_minibatches": _minibatches(rollout, 512, 16 if table else 8)}
+    choices = [
+        Choice(rollout, "discrete actions: rollouts of many environments"),
+        Choice({**passes, "learning_rate": 2e-3}, "and many updates from each"),
+    ]
+    if table:  # where a goal is found by chance alone, and -100 for a fall would make a step's -1 nothing
+        return [*choices, Choice({"ent_coef": 0.02}, "a table: explore for longer")]
+    return [*choices, Choice({"ent_coef": 0.005}, "scaled rewards: less of an entropy bonus")]
+
+
+def _continuous(given: Mapping[str, Any]) -> list[Choice]:
+    """Actions that are numbers."""
+    rollout = _rollout(given, num_envs=16, rows=2048, most=2048)
+    rows = rollout["num_envs"] * rollout["num_steps"]
+    # What thousands of environments bring needs no tenth look.
+    passes = {"update_epochs": 10 if rows <= 16_384 else 5, "num_minibatches": _minibatches(rollout, 128, 16)}
+    rate = {"lr_schedule": "kl", "learning_rate": 3e-4, "desired_kl": 0.015}
+    return [
+        Choice(rollout, "continuous actions: short rollouts"),
+        Choice({**passes, **rate}, "and many small updates from each, as large as the policy bears"),
+        Choice({"ent_coef": 0.0, "log_std_init": -0.5}, "a deviation that is learned, from below the actions' width"),
+    ]
+
+
+def _rollout(given: Mapping[str, Any], num_envs: int, rows: int, most: int) -> dict[str, Any]:
+    """N, and T for so many rows, within 32 and `most` steps, and no more than all the steps of the run."""
+    envs = given.get("num_envs", num_envs)
+    steps = max(32, min(rows // envs, most))
+    return {"num_envs": envs, "num_steps": given.get("num_steps", max(1, min(steps, given["total_timesteps"] // envs)))}
+
+
+def _minibatches(rollout: Mapping[str, Any], rows: int, most: int) -> int:
+    """So many that each has so many rows, within 4 and `most`; fewer than 4 where there are too few rows for them."""
+    found = rollout["num_envs"] * rollout["num_steps"]
+    return max(min(4, found), min(found // rows, most))

@@ -1,0 +1,107 @@
+"""recipe.py: what an environment gets by its kind where nobody names it."""
+
+import itertools
+import json
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+
+import pytest
+
+from ppo_fast.envs.sight import Sight
+from ppo_fast.run import cli, recipe, settle
+from ppo_fast.train import Args, train
+
+pytestmark = pytest.mark.fitted
+
+KINDS = [
+    Sight(actions, action_size, observation, observation_size, limit)
+    for actions, action_size in (("discrete", 2), ("continuous", 1), ("continuous", 17))
+    for observation, observation_size in (("table", 16), ("numbers", 3), ("numbers", 376))
+    for limit in (None, 20, 200, 1000, 27_000)
+]
+
+
+def chosen(sight: Sight, **named) -> dict:
+    """All that the recipe chooses."""
+    given = {"total_timesteps": 500_000, **named}
+    return {name: value for choice in recipe.vectors(sight, given) for name, value in choice.flags.items()}
+
+
+def test_its_defaults_are_those_of_the_program() -> None:
+    defaults = vars(Args())
+    assert {name: defaults[name] for name in recipe.DEFAULTS} == recipe.DEFAULTS
+
+
+@pytest.mark.parametrize("sight", KINDS, ids=str)
+def test_it_chooses_flags_that_training_accepts(sight: Sight) -> None:
+    for envs, steps, total in itertools.product((None, 1, 3, 64, 65_536), (None, 1, 500), (70_000, 10**9)):
+        named = {"num_envs": envs, "num_steps": steps, "total_timesteps": total}
+        named = {name: value for name, value in named.items() if value is not None}
+        if (envs or 0) * (steps or 1) > total:
+            continue
+        flags = chosen(sight, **named)
+        assert set(flags) <= set(recipe.DEFAULTS)
+        for name, value in flags.items():  # an int where a float is meant would print, and resume, as another value
+            assert type(value) is type(getattr(Args(), name)), name
+        replace(Args(), **{**flags, **named}).check()
+
+
+def test_each_flag_is_chosen_once_with_a_reason() -> None:
+    for sight in KINDS:
+        choices = recipe.vectors(sight, {"total_timesteps": 500_000})
+        names = [name for choice in choices for name in choice.flags]
+        assert len(set(names)) == len(names)
+        assert all(choice.why and choice.flags for choice in choices)
+
+
+def test_it_never_looks_at_a_name() -> None:
+    assert {field.name for field in fields(Sight)} == {
+        *("actions", "action_size", "observation", "observation_size", "time_limit"),
+    }
+
+
+def test_what_is_named_stays() -> None:
+    args, beginning = settle.settle(Args(env_id="FrozenLake-v1", update_epochs=3, clip_vloss=True))
+    assert (args.update_epochs, args.clip_vloss, args.norm_reward) == (3, True, True)
+    said = "\n".join(beginning.notes)
+    assert "--norm-reward" in said and "clip-vloss" not in said and "--update-epochs" not in said
+
+
+def test_a_call_from_python_and_the_command_line_get_the_same() -> None:
+    words = ["--env-id", "FrozenLake-v1", "--seed", "4"]
+    typed, said = settle.settle(cli.parse(Args, words, ""))
+    called, heard = settle.settle(Args(env_id="FrozenLake-v1", seed=4))
+    assert typed == called and said == heard
+    assert typed.norm_reward
+
+
+def test_flags_that_are_replaced_count_where_they_differ_from_the_default() -> None:
+    args, _ = settle.settle(replace(Args(env_id="FrozenLake-v1", update_epochs=5), seed=4))
+    assert (args.update_epochs, args.norm_reward) == (5, True)
+
+
+def test_presets_come_first_unless_the_recipe_is_asked_for() -> None:
+    assert settle.settle(Args())[1].notes[0].startswith("preset ")
+    assert settle.settle(Args(recipe=True))[1].notes[0].startswith("recipe ")
+    assert settle.settle(Args(preset=False)) == (Args(preset=False), settle.Beginning())
+
+
+@dataclass
+class Copied(Args):
+    """A copy of the program whose author has changed a default."""
+
+    update_epochs: int = 2
+
+
+def test_a_default_that_a_copy_changes_stays() -> None:
+    args, _ = settle.settle(Copied(env_id="FrozenLake-v1"))
+    assert (args.update_epochs, args.norm_reward) == (2, True)
+
+
+def test_a_run_says_and_keeps_what_was_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    small = {"num_envs": 4, "num_steps": 8, "total_timesteps": 64, "eval_episodes": 0, "run_root": str(tmp_path)}
+    train(Args(env_id="FrozenLake-v1", **small))
+    said = capsys.readouterr().out
+    assert "recipe        --norm-reward --no-clip-vloss   (" in said
+    config = json.loads(next(tmp_path.glob("*/config.json")).read_text())
+    assert config["norm_reward"] is True and config["num_minibatches"] == 4
