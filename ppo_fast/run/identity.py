@@ -26,6 +26,7 @@ CHANGEABLE = (
         "resume",
         "trust",
         "preset",
+        "recipe",
     ),
 )
 

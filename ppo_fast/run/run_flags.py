@@ -14,7 +14,7 @@ BEFORE = {"action_bounds": "clip", "hide": (), "env_kwargs": {}}
 # How --help groups these flags; those that stand in none of them are under "run".
 GROUPS: dict[str, tuple[str, ...]] = {
     "run": (
-        *("total_timesteps", "seed", "exp_name", "run_root", "quiet", "preset"),
+        *("total_timesteps", "seed", "exp_name", "run_root", "quiet", "preset", "recipe"),
         *("resume", "trust", "save_interval", "keep_checkpoints", "max_runtime", "on_nan"),
     ),
     "evaluation": (

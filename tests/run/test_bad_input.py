@@ -99,7 +99,7 @@ BAD_WORDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("wandb-mode",): ("disabled", ""),
     ("cuda", "track", "quiet", "capture-video", "anneal-lr", "norm-adv", "norm-obs", "norm-reward"): ("maybe",),
     ("clip-vloss", "shared-backbone", "torch-deterministic"): ("2", ""),
-    ("tensorboard", "wandb-artifacts", "profile", "preset", "trust"): ("perhaps",),
+    ("tensorboard", "wandb-artifacts", "profile", "preset", "recipe", "trust"): ("perhaps",),
 }
 TYPOS = ("learning-rat", "num-step", "normobs", "resum", "max-run-time", "onnan", "keep-checkpoint", "gama", "num-env")
 VALUELESS = ("gamma", "num-envs", "env-id", "resume", "on-nan", "max-runtime", "save-interval", "env-timeout", "seed")
