@@ -42,7 +42,6 @@ def look(env_id: str, backend: str = "auto", **options: Any) -> Sight:
         EnvironmentFault: as `make` does.
     """
     options.pop("groups", None)
-    backend = "sync" if backend == "async" else backend  # the same environment without a worker
     env = factory.make(env_id, 1, "cpu", backend, **options)
     try:
         space = env.single_action_space
@@ -57,7 +56,7 @@ def look(env_id: str, backend: str = "auto", **options: Any) -> Sight:
             action_size=action_size,
             observation="table" if isinstance(env.own_spaces.observation, spaces.Discrete) else "numbers",
             observation_size=math.prod(env.single_observation_space.shape),
-            time_limit=_time_limit(env, env_id, options.get("max_episode_steps")),
+            time_limit=_time_limit(env, env_id, (options.get("env_kwargs") or {}).get("max_episode_steps")),
         )
     finally:
         env.close()

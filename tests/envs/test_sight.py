@@ -26,7 +26,7 @@ def test_what_is_seen(env_id: str, backend: str, seen: Sight) -> None:
 
 def test_it_is_seen_as_the_program_will_see_it() -> None:
     """With columns hidden and a time limit of one's own, in groups or not."""
-    assert look("CartPole-v1", "async", groups=2, hide=(1, 3), max_episode_steps=70) == Sight(
+    assert look("CartPole-v1", "async", groups=2, hide=(1, 3), env_kwargs={"max_episode_steps": 70}) == Sight(
         "discrete", 2, "numbers", 2, 70
     )
 
@@ -42,7 +42,7 @@ class Parts(gymnasium.Env):
 
 
 def test_parts_are_counted_together() -> None:
-    gymnasium.register("SightOfParts-v0", Parts)
+    gymnasium.register("SightOfParts-v0", lambda **_: Parts())
     assert look("SightOfParts-v0") == Sight("discrete", 7, "numbers", 5, None)
 
 

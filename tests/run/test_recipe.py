@@ -4,6 +4,7 @@ import itertools
 import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -13,10 +14,12 @@ from ppo_fast.train import Args, train
 
 pytestmark = pytest.mark.fitted
 
+ACTIONS: list[tuple[Literal["discrete", "continuous"], int]] = [("discrete", 2), ("continuous", 1), ("continuous", 17)]
+OBSERVATIONS: list[tuple[Literal["table", "numbers"], int]] = [("table", 16), ("numbers", 3), ("numbers", 376)]
 KINDS = [
     Sight(actions, action_size, observation, observation_size, limit)
-    for actions, action_size in (("discrete", 2), ("continuous", 1), ("continuous", 17))
-    for observation, observation_size in (("table", 16), ("numbers", 3), ("numbers", 376))
+    for actions, action_size in ACTIONS
+    for observation, observation_size in OBSERVATIONS
     for limit in (None, 20, 200, 1000, 27_000)
 ]
 
