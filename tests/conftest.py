@@ -64,13 +64,31 @@ def short_ends() -> Iterator[pytest.MonkeyPatch]:
         yield patch
 
 
+@pytest.fixture(scope="session", autouse=True)
+def flags_as_they_are() -> Iterator[pytest.MonkeyPatch]:
+    """Runs in this process, those of fixtures too, have the flags that they are given, which are small, without preset
+    and recipe; see `fitted`."""
+    with pytest.MonkeyPatch.context() as patch:
+        if "ppo_fast.run.settle" in sys.modules:  # or no test of this session trains
+            take_as_they_are(patch)
+        yield patch
+
+
 @pytest.fixture(autouse=True)
-def flags_as_they_are(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Runs in this process have the flags that they are given, which are small, without preset and recipe, but for
-    tests that are marked `fitted`."""
-    settle = sys.modules.get("ppo_fast.run.settle")
-    if settle is not None and request.node.get_closest_marker("fitted") is None:
-        monkeypatch.setattr(settle, "_fitted", lambda args, given: (args, settle.Beginning()))
+def fitted(request: pytest.FixtureRequest, flags_as_they_are: pytest.MonkeyPatch) -> Iterator[None]:
+    """Tests that are marked `fitted` get the preset or the recipe of their environment."""
+    if request.node.get_closest_marker("fitted") is None:
+        yield
+        return
+    flags_as_they_are.undo()
+    yield
+    take_as_they_are(flags_as_they_are)
+
+
+def take_as_they_are(patch: pytest.MonkeyPatch) -> None:
+    """Leave preset and recipe out until `patch` is undone."""
+    settle = import_module("ppo_fast.run.settle")
+    patch.setattr(settle, "_fitted", lambda args, given: (args, settle.Beginning()))
 
 
 @pytest.fixture(autouse=True)
