@@ -88,7 +88,7 @@ def fitted(request: pytest.FixtureRequest, flags_as_they_are: pytest.MonkeyPatch
 def take_as_they_are(patch: pytest.MonkeyPatch) -> None:
     """Leave preset and recipe out until `patch` is undone."""
     settle = import_module("ppo_fast.run.settle")
-    patch.setattr(settle, "_fitted", lambda args, given: (args, settle.Beginning()))
+    patch.setattr(settle, "_fitted", lambda args, given: (args, ()))
 
 
 @pytest.fixture(autouse=True)

@@ -6,6 +6,7 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Literal
 
+import gymnasium
 import pytest
 
 from ppo_fast.envs.sight import Sight
@@ -108,3 +109,33 @@ def test_a_run_says_and_keeps_what_was_chosen(tmp_path: Path, capsys: pytest.Cap
     assert "recipe        --norm-reward --no-clip-vloss   (" in said
     config = json.loads(next(tmp_path.glob("*/config.json")).read_text())
     assert config["norm_reward"] is True and config["num_minibatches"] == 4
+
+
+class Corridor(gymnasium.Env):
+    """Continuous actions."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (3,))
+    action_space = gymnasium.spaces.Box(-1, 1, (2,))
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), 1.0, False, bool(self.np_random.random() < 0.1), {}
+
+
+def test_environments_that_were_handed_in_get_it_too(tmp_path: Path) -> None:
+    small = {"total_timesteps": 256, "eval_episodes": 0, "run_root": str(tmp_path), "quiet": True}
+    train(Args(num_steps=8, **small), envs=Corridor)
+    config = json.loads(next(tmp_path.glob("*/config.json")).read_text())
+    assert config["lr_schedule"] == "kl" and config["num_envs"] == 16
+
+
+def test_a_vector_that_was_made_already_keeps_its_size(tmp_path: Path) -> None:
+    small = {"total_timesteps": 256, "eval_episodes": 0, "run_root": str(tmp_path), "quiet": True}
+    made = gymnasium.vector.SyncVectorEnv([Corridor] * 3)
+    train(Args(num_steps=8, **small), envs=made)
+    config = json.loads(next(tmp_path.glob("*/config.json")).read_text())
+    assert config["lr_schedule"] == "kl" and config["num_envs"] == 3
+    made.close()
