@@ -534,6 +534,7 @@ def setup(args: Args, device: torch.device) -> tuple[environments.Environments, 
     """Environments, agent and learner, by the flags alone. The learner's theta is a flat vector of the agent's
     parameters, which are views of it from now on: what moves the one moves the other."""
     envs = environments.make(args.env_id, args.num_envs, device, args.backend, **args.env_options)
+    environments.refuse_images(envs, args.env_id)  # the networks here are for vectors
     agent = Agent(envs, args, torch.Generator().manual_seed(args.seed)).to(device)
     return envs, agent, new_learner(flatten_parameters(agent), args.learning_rate)
 

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from ppo_fast.envs.groups import HostGroups
     from ppo_fast.envs.handed import Own
     from ppo_fast.envs.host import HostVectorEnv
+    from ppo_fast.envs.pixels import refuse_images
     from ppo_fast.envs.tensor import TensorVectorEnv
 
 __all__ = [
@@ -53,6 +54,7 @@ __all__ = [
     "TensorVectorEnv",
     "available_backends",
     "make",
+    "refuse_images",
 ]
 
 # Which module has each of them. It is imported when it is first asked for: a policy that is loaded for a loop of
@@ -63,6 +65,7 @@ _MODULES = {
     "EnvironmentFault": "faults",
     "HostGroups": "groups",
     "Own": "handed",
+    "refuse_images": "pixels",
     "HostVectorEnv": "host",
     "TensorVectorEnv": "tensor",
 }

@@ -40,6 +40,9 @@ ALONE = "--backend async: a daemonic process can't start workers; its environmen
 # Which extra of ppo_fast brings what an entry point needs.
 _EXTRAS = {"gymnasium.envs.box2d": "box2d", "gymnasium.envs.mujoco": "mujoco"}
 
+# Packages that register their ids when they are imported, by what stands before the slash.
+PACKAGES = {"ALE": "ale_py"}
+
 
 @dataclass(frozen=True)
 class _Wanted:
@@ -258,6 +261,8 @@ def find_spec(env_id: str) -> EnvSpec | None:
         except BaseException as problem:
             blame(None, problem, f"the import of {module!r}")
     spec = gymnasium.registry.get(name)
+    if spec is None and not module:
+        spec = _registered_by_package(name)
     if spec is not None:
         return spec
     if handed.is_handed_in(env_id):
@@ -269,6 +274,26 @@ def find_spec(env_id: str) -> EnvSpec | None:
     if near:
         raise ValueError(f"--env-id: no environment {env_id!r}; did you mean {' or '.join(near)}?")
     raise ValueError(f"--env-id: no environment {env_id!r}; ids of other packages are written module:Env-v0")
+
+
+def _registered_by_package(env_id: str) -> EnvSpec | None:
+    """The spec of an id whose package registers it when it is imported; None where no such package is known.
+
+    Raises:
+        ValueError: naming the package, where it is not installed.
+    """
+    package = PACKAGES.get(env_id.partition("/")[0])
+    if package is None or "/" not in env_id:
+        return None
+    try:
+        with theirs_of(env_id).hold():
+            importlib.import_module(package)
+    except ImportError as problem:
+        advice = f"pip install {package.replace('_', '-')}"
+        raise ValueError(f"--env-id: {env_id} needs {package}: {first_line(problem)}; {advice}") from problem
+    except BaseException as problem:
+        blame(None, problem, f"the import of {package!r}")
+    return gymnasium.registry.get(env_id)
 
 
 def _near(module: str, name: str, pools: Collection[str]) -> list[str]:
