@@ -65,7 +65,7 @@ SUITES = {
         Task("FrozenLake-v1", 500_000, "sync", None),
         Task("FrozenLake8x8-v1", 500_000, "sync", None),
         Task("CliffWalking-v1", 500_000, "sync", None),
-        Task("Taxi-v3", 500_000, "sync", None),
+        Task("Taxi-v4", 500_000, "sync", None),
         Task("Blackjack-v1", 500_000, "sync", None),
     ),
     "robots": (
