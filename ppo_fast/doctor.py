@@ -22,11 +22,12 @@ from ppo_fast.checkup import examination, report
 from ppo_fast.checkup.apart import Death, apart
 from ppo_fast.checkup.examination import Diagnosis
 from ppo_fast.checkup.findings import Finding, Tell
-from ppo_fast.run import cli
+from ppo_fast.run import cli, settle
 from ppo_fast.run.cli import Range
 from ppo_fast.run.flags import check_ranges, plain_args
 from ppo_fast.run.guest import guest
 from ppo_fast.run.streams import say, show
+from ppo_fast.stops import EnvironmentFault
 
 MAKING = 4  # times --timeout: how often an environment is made, at most, before time counts
 BACKENDS = 5
@@ -91,9 +92,21 @@ def _look(args: Args, tell: Tell | None) -> Diagnosis:
         diagnosis = examination.examine(args.env, args.backend, limits, tell, args.env_kwargs)
     except ValueError as problem:
         raise ValueError(re.sub(r"^--env-id: ", "env: ", str(problem))) from problem
+    if not any(finding.severity == "error" for finding in diagnosis.findings):
+        diagnosis.training = _set_by_training(args)
     if args.pace:
         examination.time_backends(diagnosis, args.pace_seconds, args.timeout, tell)
     return diagnosis
+
+
+def _set_by_training(args: Args) -> tuple[str, ...]:
+    """What train.py sets for this environment by a preset or its recipe, in the lines that it says of it."""
+    from ppo_fast import train
+
+    try:
+        return settle.what_is_set(train.Args(env_id=args.env, backend=args.backend, env_kwargs=args.env_kwargs))
+    except (ValueError, EnvironmentFault):  # such as an image: train.py itself says what it can't take
+        return ()
 
 
 def _examine_apart(args: Args) -> Diagnosis:

@@ -96,6 +96,8 @@ class Diagnosis:
     findings: list[Finding] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     """what was not looked at"""
+    training: tuple[str, ...] = ()
+    """the flags that training sets here, in lines"""
 
     def add(self, found: Findings) -> None:
         """Take over what was found about one subject."""

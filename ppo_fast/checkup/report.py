@@ -42,6 +42,8 @@ def lines_of(diagnosis: Diagnosis) -> list[str]:
         f"environment     {diagnosis.env_id}, max_episode_steps {limit if limit else 'none'}",
         f"backends        {', '.join(diagnosis.backends) or 'none'}; auto takes {diagnosis.auto or 'none'}",
     ]
+    if diagnosis.training:
+        said += ["", "what training sets where you name nothing", *(f"  {line}" for line in diagnosis.training)]
     for facts in diagnosis.facts:
         said += ["", facts.subject, *(f"  {name:<14}{text}" for name, text in _rows(facts)), *_numbers(facts)]
     if diagnosis.paces:

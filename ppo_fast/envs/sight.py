@@ -65,7 +65,7 @@ def look(env_id: str, backend: str = "auto", **options: Any) -> Sight:
 def _time_limit(env: Any, env_id: str, given: int | None) -> int | None:
     """The steps of an episode: as given, or as the environment or gymnasium's registry has it."""
     if given is not None:
-        return given
+        return given if given > 0 else None  # -1 is gymnasium's word for none
     for place in (env, getattr(env, "envs", None)):  # a tensor environment; envpool's
         limit = getattr(place, "max_episode_steps", None)
         if isinstance(limit, int) and limit > 0:

@@ -66,8 +66,8 @@ def _discrete(sight: Sight, given: Mapping[str, Any]) -> list[Choice]:
     rollout = _rollout(given, num_envs=64, rows=8192 if table else 4096, most=128)
     passes = {"update_epochs": 8, "num_minibatches": _minibatches(rollout, 512, 16 if table else 8)}
     choices = [
-        Choice(rollout, "discrete actions: rollouts of many environments"),
-        Choice({**passes, "learning_rate": 2e-3}, "and many updates from each"),
+        Choice(rollout, "discrete actions: rollouts of many steps"),
+        Choice({**passes, "learning_rate": 2e-3}, "discrete actions: many updates from each rollout"),
     ]
     if table:  # where a goal is found by chance alone, and -100 for a fall would make a step's -1 nothing
         return [*choices, Choice({"ent_coef": 0.02}, "a table: explore for longer")]
@@ -83,7 +83,7 @@ def _continuous(given: Mapping[str, Any]) -> list[Choice]:
     rate = {"lr_schedule": "kl", "learning_rate": 3e-4, "desired_kl": 0.015}
     return [
         Choice(rollout, "continuous actions: short rollouts"),
-        Choice({**passes, **rate}, "and many small updates from each, as large as the policy bears"),
+        Choice({**passes, **rate}, "many small updates from each, as large as the policy bears"),
         Choice({"ent_coef": 0.0, "log_std_init": -0.5}, "a deviation that is learned, from below the actions' width"),
     ]
 

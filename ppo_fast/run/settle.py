@@ -1,6 +1,7 @@
 """The flags that a run really has: those of the checkpoint that it goes on from, of a preset, or of a recipe."""
 
 import os
+import textwrap
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import MISSING, Field, dataclass, fields, replace
 from pathlib import Path
@@ -13,6 +14,8 @@ from ppo_fast.run.cli import program_of
 from ppo_fast.run.film import render_without_a_display
 from ppo_fast.run.flags import as_typed, flags_of, plain_args
 from ppo_fast.run.run_flags import saved_flags
+
+WIDTH = 100  # columns of a line that a run says
 
 
 @dataclass(frozen=True)
@@ -65,6 +68,16 @@ def settle(args: Any, own: Own | None = None) -> tuple[Any, Beginning]:
     return args, Beginning(notes=tuple(notes), handed_in=handed_in)
 
 
+def what_is_set(args: Any) -> tuple[str, ...]:
+    """What training would set where nobody named it, in the lines that it says of it.
+
+    Raises:
+        ValueError: naming the flag: the environment can't be made.
+        EnvironmentFault: when the environment fails while it is made.
+    """
+    return tuple(_fitted(args, args.flags_given or _given(args))[1])
+
+
 def _fitted(args: Any, given: Collection[str]) -> tuple[Any, Sequence[str]]:
     """The preset of the environment where it has one, else what the program's recipe chooses for it; and lines to say
     of it."""
@@ -73,7 +86,7 @@ def _fitted(args: Any, given: Collection[str]) -> tuple[Any, Sequence[str]]:
     if args.has_presets and not args.recipe:
         tuned = {name: value for name, value in presets.flags(args.env_id).items() if name not in given}
         if tuned:
-            return replace(args, **tuned), (f"preset        {as_typed(tuned)}",)
+            return replace(args, **tuned), _lines("preset", as_typed(tuned))
     return (args, ()) if type(args).choose is None else _by_recipe(args, given)
 
 
@@ -89,7 +102,7 @@ def _by_recipe(args: Any, given: Collection[str]) -> tuple[Any, Sequence[str]]:
         chosen = {name: value for name, value in choice.flags.items() if name in free and value != defaults[name]}
         if chosen:
             args = replace(args, **chosen)
-            notes.append(f"{'' if notes else 'recipe':13} {as_typed(chosen)}   ({choice.why})")
+            notes += _lines("" if notes else "recipe", f"{as_typed(chosen)} ({choice.why})")
     return args, notes
 
 
@@ -133,6 +146,18 @@ def _module_of(env_id: str, origin: resume.Origin, trusts: bool) -> tuple[str, .
         return tuple(modules.check(env_id, origin.run, trusts))
     except ValueError as problem:
         raise ValueError(f"--resume: can't go on from {origin.path}: {problem}") from problem
+
+
+def _lines(label: str, text: str) -> list[str]:
+    """As a run's first lines are: a label, and what it is about beside it."""
+    return textwrap.wrap(
+        text,
+        WIDTH,
+        initial_indent=f"{label:<14}",
+        subsequent_indent=" " * 14,
+        break_long_words=False,
+        break_on_hyphens=False,
+    )
 
 
 def _given(args: Any) -> set[str]:

@@ -184,6 +184,14 @@ def test_what_an_environment_prints_is_no_answer(apart: bool, capfd: pytest.Capt
     assert json.loads(said.out)["env_id"] == found["env_id"] and said.err.count("step\n") >= 20
 
 
+@pytest.mark.fitted
+def test_what_training_sets_is_told() -> None:
+    """As a run says it, of a preset and of a recipe."""
+    preset = "preset        --norm-obs --norm-reward --no-clip-vloss --update-epochs 2"
+    assert examined("CartPole-v1", steps=20)["training"] == [preset]
+    assert "(rewards of unknown scale)" in examined("FrozenLake-v1", steps=20)["training"][0]
+
+
 def test_pace_of_the_backends(capsys: pytest.CaptureFixture[str]) -> None:
     found = examined("CartPole-v1", steps=100, pace=True, pace_seconds=0.05, json=False)
     paces = {pace["backend"]: pace for pace in found["paces"]}
