@@ -106,7 +106,7 @@ def test_a_run_says_and_keeps_what_was_chosen(tmp_path: Path, capsys: pytest.Cap
     small = {"num_envs": 4, "num_steps": 8, "total_timesteps": 64, "eval_episodes": 0, "run_root": str(tmp_path)}
     train(Args(env_id="FrozenLake-v1", **small))
     said = capsys.readouterr().out
-    assert "recipe        --norm-reward --no-clip-vloss   (" in said
+    assert "recipe        --norm-reward --no-clip-vloss (" in said
     config = json.loads(next(tmp_path.glob("*/config.json")).read_text())
     assert config["norm_reward"] is True and config["num_minibatches"] == 4
 
