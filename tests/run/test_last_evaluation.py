@@ -201,8 +201,9 @@ def test_episodes_that_never_end(
     assert time.monotonic() - began < 20
     assert result["eval/unfinished"] == result["eval/sampled_unfinished"] == 6 == result["eval/episodes"]
     assert result["eval/mean_length"] == 30 or "eval_seconds" in limit
-    [line] = warnings_in(capsys.readouterr().out)
-    assert "6 of 6 greedy and 6 of 6 sampled episodes did not end" in line
+    trained, evaluated = warnings_in(capsys.readouterr().out)
+    assert "no episode has ended" in trained
+    assert "6 of 6 greedy and 6 of 6 sampled episodes did not end" in evaluated
     flags: dict[str, Any] = {"max_steps": 25} if "eval_max_steps" in limit else {"seconds": 0.2}
     again = evaluate.evaluate(evaluate.Args(run=str(only_run(tmp_path)), episodes=3, **flags))
     assert again["greedy"]["unfinished"] == 3
