@@ -137,6 +137,13 @@ def test_help_shows_the_flags_in_groups_and_what_a_user_needs(capsys: pytest.Cap
         assert all(f"{name} " in out or f"{name}," in out for name in cli.flags_of(program.Args))
 
 
+def test_help_says_what_is_set_where_there_is_no_preset(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.parse(train.Args, ["--help", "--env-id", "LunarLander-v3"], train.__doc__ or "")
+    said = " ".join(capsys.readouterr().out.split())
+    assert "LunarLander-v3 has no preset: unless --no-preset, what nobody names is set by its kind" in said
+
+
 def test_every_flag_of_a_run_has_its_group() -> None:
     grouped = [field for fields in GROUPS.values() for field in fields]
     assert sorted(grouped) == sorted(field.name for field in dataclasses.fields(cli.RunFlags))
