@@ -51,7 +51,7 @@ def head(args_type: type, description: str, parts: Sequence[Part]) -> str:
     tuned = presets.flags(env_id) if args_type.has_presets else {}
     said = f"{env_id} has no preset: the defaults below are used."
     if args_type.choose is not None:
-        said = f"{env_id} has no preset: unless --no-preset, what nobody names is set by its kind, and printed at the start."
+        said = f"{env_id} has no preset: unless --no-preset, what nobody names is set by its kind, and printed first."
     if tuned:
         said = f"Preset of {env_id}, in place of defaults below unless --no-preset: {as_typed(tuned)}"
     return "\n\n".join([paragraphs[0], *examples, LEAVES, said])
