@@ -9,8 +9,8 @@
 The episodes are played on Gymnasium's own environment, also where training used the tensor one. With the backend, the
 seed and the number of episodes of the training run, the figures are those of its result.json, exactly.
 
-A policy file names the program that trained it, whose Args and Agent are used; only programs of ppo_fast are imported,
-and the module of the environment, where its id names one.
+A policy file names the program that trained it, whose Args and Agent are used: it is imported, and so is the module of
+the environment, where its id names one, but neither from inside a run folder, unless with --trust.
 """
 
 import contextlib
@@ -235,12 +235,12 @@ def evaluate(args: Args, **own: Unpack[environments.Own]) -> dict[str, Any]:
     policy = load(args)
     for note in policy.notes:
         print(f"note: {note}", file=sys.stderr, flush=True)
-    program, flags = rebuild_flags(policy)
+    program, flags, imports = rebuild_flags(policy, args.trust)
     found = handed.take(own, flags.env_id.removeprefix(handed.PREFIX), flags.env_kwargs)
     if found is not None:
         flags = dataclasses.replace(flags, env_id=found.env_id, num_envs=found.num_envs or flags.num_envs)
     try:
-        imports = modules.check(flags.env_id, policy.folder, args.trust)
+        imports += modules.check(flags.env_id, policy.folder, args.trust)
     except ValueError as problem:
         raise ValueError(f"run: {policy.path}: {problem}") from problem
     for note in imports:

@@ -48,10 +48,10 @@ def replay(payload: Mapping[str, Any], folder: Path = Path(), trusts: bool = Fal
         broken = crash.Crash.from_plain(payload)
     except ValueError as problem:
         raise ValueError(f"file: {problem}") from problem
-    program, args = _rebuild_flags(broken)
+    program, args, imports = _rebuild_flags(broken, folder, trusts)
     handed.take(own, args.env_id.removeprefix(handed.PREFIX), args.env_kwargs)
     try:
-        said = modules.check(args.env_id, folder, trusts)
+        said = imports + modules.check(args.env_id, folder, trusts)
     except ValueError as problem:
         raise ValueError(f"file: {problem}") from problem
     device = torch.device("cpu")
@@ -77,14 +77,13 @@ def replay(payload: Mapping[str, Any], folder: Path = Path(), trusts: bool = Fal
     ]
 
 
-def _rebuild_flags(broken: crash.Crash) -> tuple[ModuleType, Any]:
-    """The program that left the file, and its flags. ValueError("file: ...") where the file doesn't fit them."""
-    if not programs.is_program(broken.program):
-        raise ValueError(f"file: its program is {broken.program!r}, none of ppo_fast")
+def _rebuild_flags(broken: crash.Crash, folder: Path, trusts: bool) -> tuple[ModuleType, Any, list[str]]:
+    """The program that left the file, its flags, and lines to say of its import. ValueError("file: ...") where the file
+    doesn't fit them."""
     try:
-        program = programs.load(broken.program)
-    except ModuleNotFoundError as problem:
-        raise ValueError(f"file: its program is {broken.program}, which is not here") from problem
+        program, imports = programs.load(broken.program, folder, trusts)
+    except ValueError as problem:
+        raise ValueError(f"file: its program {problem}") from problem
     flags = saved_flags(broken.flags)
     known = {field.name: flags[field.name] for field in fields(program.Args) if field.name in flags}
     try:
@@ -98,7 +97,7 @@ def _rebuild_flags(broken: crash.Crash) -> tuple[ModuleType, Any]:
         raise ValueError("file: its rollout.reward does not fit its flags")
     if programs.least_parameters(args) > broken.tensors["theta"].numel():
         raise ValueError("file: its theta does not fit its flags")
-    return program, args
+    return program, args, imports
 
 
 def _take_over(iteration: Iteration, broken: crash.Crash) -> None:

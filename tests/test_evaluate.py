@@ -74,7 +74,11 @@ def test_a_policy_trained_with_tf32_is_played_without_a_card(run, tmp_path, monk
     monkeypatch.setattr(
         program,
         "rebuild_flags",
-        lambda policy: (rebuilt(policy)[0], dataclasses.replace(rebuilt(policy)[1], precision="tf32")),
+        lambda policy, trusts: (
+            rebuilt(policy, trusts)[0],
+            dataclasses.replace(rebuilt(policy, trusts)[1], precision="tf32"),
+            [],
+        ),
     )
     for cuda in (True, False):
         if not (cuda and torch.cuda.is_available()):
@@ -175,11 +179,14 @@ def altered(folder: Path, target: Path, **facts) -> Path:
 @pytest.mark.parametrize(
     ("facts", "said"),
     [
-        ({"program": "os"}, "was trained by 'os', which is no program of ppo_fast"),
-        ({"program": "ppo_fast.train; import os"}, "which is no program of ppo_fast"),
-        ({"program": "ppo_fast.training"}, "which is no program of ppo_fast"),
-        ({"program": ["ppo_fast.train"]}, "which is no program of ppo_fast"),
-        ({"program": "ppo_fast.train_gone"}, "was trained by ppo_fast.train_gone, which is not here"),
+        ({"program": "os"}, "its program is os, which is no training program: it has no Args"),
+        ({"program": "antigravity"}, "its program is antigravity, which is no training program: it has no Args"),
+        ({"program": "ppo_fast.train; import os"}, "which has no file of its own"),
+        ({"program": "../train"}, "which has no file of its own"),
+        ({"program": "__main__"}, "which has no file of its own"),
+        ({"program": "ppo_fast.training"}, "its program is ppo_fast.training, which is not here"),
+        ({"program": ["ppo_fast.train"]}, "which has no file of its own"),
+        ({"program": "ppo_fast.train_gone"}, "its program is ppo_fast.train_gone, which is not here"),
         ({"env_id": None}, "does not say which environment it is for"),
         ({"hidden_sizes": [64, 32]}, "does not fit CartPole-v1"),
         ({"hidden_sizes": [-1]}, "holds flags that can't be used: --hidden-sizes: must be"),

@@ -1,8 +1,11 @@
 """The examples: an environment outside the package is learned, a sweep's words reach the flags."""
 
 import dataclasses
+import json
+import runpy
 from pathlib import Path
 
+import matplotlib.pyplot
 import pytest
 import torch
 import yaml
@@ -54,6 +57,34 @@ def test_point_mass_is_learned_in_seconds(tmp_path):
     assert aimless["mean_return"] < -6
     args = Args(env_id=ENV_ID, total_timesteps=100_000, eval_episodes=50, quiet=True, run_root=str(tmp_path))
     assert train(args)["eval/mean_return"] > -1.2
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    """An empty working folder."""
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_an_environment_of_ones_own_from_python(here, capsys):
+    runpy.run_path(str(ROOT / "examples" / "own_environment.py"), run_name="__main__")
+    assert capsys.readouterr().out.rstrip().endswith("cell 9\ncell 10")
+
+
+def test_the_notebook(here):
+    """Its cells, one after the other in one namespace, as a kernel runs them; the last line's value is not shown."""
+    matplotlib.use("agg")
+    notebook = json.loads((ROOT / "examples" / "own_environment.ipynb").read_text())
+    assert notebook["nbformat"] == 4
+    cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    namespace = {"__name__": "__main__"}
+    for number, cell in enumerate(cells):
+        exec(compile(cell, f"cell {number}", "exec"), namespace)
+    assert namespace["cells"][-1] == 10 and namespace["result"]["eval/mean_return"] > 0
+    assert matplotlib.pyplot.gca().get_lines()
+    matplotlib.pyplot.close("all")
+    outputs = [cell["outputs"] for cell in notebook["cells"] if cell["cell_type"] == "code"]
+    assert not any(outputs), "no results are kept"
 
 
 def sweep_words(command, values):

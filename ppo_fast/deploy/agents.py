@@ -61,7 +61,7 @@ def find(path: Path, run_root: Path, trusts: bool = False) -> Found:
 def rebuild(path: Path, run_root: Path, trusts: bool = False) -> Rebuilt:
     """The agent of the policy that `path` names, on the CPU; arguments and errors as of `find`."""
     saved = saved_policy.load(str(path), run_root)
-    program, flags = saved_policy.rebuild_flags(saved)
+    program, flags, _ = saved_policy.rebuild_flags(saved, trusts)
     own, notes = _spaces_of(saved, flags, trusts)
     with _as_a_guest():
         agent = saved_policy.rebuild_agent(program, flags, saved, StandIn(own, flags.env_id, flags.num_envs))

@@ -110,6 +110,15 @@ class Environments(Part, Protocol):
         """One step as gymnasium has it; `advance` with other names."""
         ...
 
+    def call(self, name: str, *args: Any) -> tuple[Any, ...]:
+        """What each environment's method of this name returns, in workers too; of a vector's or a tensor environment's
+        own method the one answer. For what changes in the course of a training, such as how hard the task is.
+
+        Raises:
+            EnvironmentFault: naming the environment that raised something, or has no such method.
+        """
+        ...
+
     def close(self, **kwargs: Any) -> None:
         """End what runs for them, processes and threads."""
         ...

@@ -147,6 +147,14 @@ class HostGroups(VectorEnv):
         info = {name: torch.cat([each[name] for each in infos]) for name in infos[0]}
         return torch.cat(obs), torch.cat(reward), torch.cat(terminated), torch.cat(truncated), info
 
+    def call(self, name: str, *args: Any) -> tuple[Any, ...]:
+        """What each environment's method of this name returns, as HostVectorEnv.call."""
+        answers: list[Any] = []
+        for part in self.parts:
+            with part.naming():
+                answers += part.envs.call(name, *args)
+        return tuple(answers)
+
     def draw_noise(self, num_steps: int) -> torch.Tensor:
         """An empty tensor (T, N, 0): the environments draw their own random numbers."""
         return torch.empty((num_steps, self.num_envs, 0), device=self.device)

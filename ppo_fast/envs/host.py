@@ -253,6 +253,18 @@ class HostVectorEnv(VectorEnv):
         """An empty tensor (T, N, 0): the environments draw their own random numbers."""
         return torch.empty((num_steps, self.num_envs, 0), device=self.device)
 
+    def call(self, name: str, *args: Any) -> tuple[Any, ...]:
+        """What each environment's method of this name returns; of a vector's own method the one answer."""
+        call_each, own = getattr(self.envs, "call", None), getattr(self.envs, name, None)
+        try:
+            if call_each is not None:
+                return call_each(name, *args)
+            if callable(own):
+                return (self._theirs.call(own, *args),)
+            raise AttributeError(f"{type(self.envs).__name__} has no method {name!r}")
+        except BaseException as problem:
+            self._blame(problem, f"{name}()")
+
     def render(self) -> Any:
         """Frames of the sub-environments, when made with a render_mode."""
         return self.envs.render()

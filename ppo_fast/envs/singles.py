@@ -270,6 +270,17 @@ class Block:
         """When a reset is, in words."""
         return f"its reset after step {self._steps}" if self._steps else FIRST_RESET
 
+    def call(self, name: str, args: Sequence[Any]) -> list[Any]:
+        """What the method of this name returns, of each."""
+        answers: list[Any] = []
+        for index, env in zip(self._indices, self._envs, strict=True):
+            self._at[0] = index
+            try:
+                answers.append(self._kind.theirs.call(env.get_wrapper_attr(name), *args))
+            except BaseException as problem:
+                blame(index, problem, f"{name}()")
+        return answers
+
     def render(self) -> list[Any]:
         """A frame of each."""
         return [env.render() for env in self._envs]
@@ -314,6 +325,10 @@ class SingleVectorEnv(EncodedVectorEnv):
         """Step all with actions (N, *A)."""
         self._block.step(actions)
         return self._stepped()
+
+    def call(self, name: str, *args: Any) -> tuple[Any, ...]:
+        """What the method of this name returns, of each environment."""
+        return tuple(self._block.call(name, args))
 
     def render(self) -> tuple[Any, ...]:
         """A frame of each environment."""

@@ -277,6 +277,11 @@ class TensorVectorEnv(VectorEnv):
         # observation() may hand out the state itself; a caller that normalises obs in place must not move the cart.
         return obs.clone(), reward, terminated, truncated, info
 
+    def call(self, name: str, *args: Any) -> tuple[Any, ...]:
+        """The answer of the method of this name. It may change tensors of the environment in place, and nothing else
+        that `transition` reads: a step is compiled or recorded as it is now."""
+        return (getattr(self, name)(*args),)
+
     def get_state(self) -> dict[str, torch.Tensor]:
         """Everything the future depends on, copied: the state's tensors by name, and `generator`, its state."""
         if not self.state:

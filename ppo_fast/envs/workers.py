@@ -128,13 +128,19 @@ class WorkerVectorEnv(SingleVectorEnv):
         self._answers()
         return self._stepped()
 
+    def call(self, name: str, *args: Any) -> tuple[Any, ...]:
+        """What the method of this name returns, of each environment. It comes over a pipe."""
+        self._tell("call", name, args)
+        return self._of_all()
+
     def render(self) -> tuple[Any, ...]:
         """A frame of each environment."""
         self._tell("render")
-        frames = []
-        for of_one_worker in self._answers():
-            frames.extend(of_one_worker)
-        return tuple(frames)
+        return self._of_all()
+
+    def _of_all(self) -> tuple[Any, ...]:
+        """The answers of all workers, each a list with one item an environment."""
+        return tuple(itertools.chain.from_iterable(self._answers()))
 
     def close_extras(self, **kwargs: Any) -> None:
         """Close the environments. Workers that don't answer are killed: this neither hangs nor raises."""
@@ -317,6 +323,7 @@ def _serve(pipe: Connection, block: Block, actions: np.ndarray, first: int) -> N
         "step": lambda: block.step(actions.copy()),
         "reset": reset,
         "render": block.render,
+        "call": block.call,
     }
     while True:
         command, arguments = pipe.recv()

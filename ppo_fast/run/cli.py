@@ -30,6 +30,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from ppo_fast import begin
@@ -135,13 +136,17 @@ def fail(text: str, status: int = 2) -> NoReturn:
 
 
 def program_of(args: "DataclassInstance") -> str:
-    """The module that a program's flags come from, by its own name also where it runs as __main__."""
+    """The module that a program's flags come from, by the name under which it can be imported, also where it runs as
+    __main__: "my_ppo" of `python my_ppo.py`."""
     return _module(type(args))
 
 
 def _module(args_type: type) -> str:
     module = sys.modules[args_type.__module__]
-    return module.__spec__.name if module.__spec__ else module.__name__
+    if module.__spec__:
+        return module.__spec__.name
+    file = getattr(module, "__file__", None)  # None in a notebook
+    return Path(file).stem if file else module.__name__
 
 
 def run(program: Callable[..., Any], args_type: type, description: str | None, *rest: Any) -> None:

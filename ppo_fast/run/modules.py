@@ -1,4 +1,4 @@
-"""Where the module of an environment lies that a file names: no run folder runs code of its own.
+"""Where a module lies that a file names, of its environment or its program: no run folder runs code of its own.
 
 `module:Env-v0` imports the module, and a shared run folder can name any. To Python, every folder below the working one
 is a package. So a module that nobody typed is imported only where it is installed, on a path that the user has set, or
@@ -19,6 +19,10 @@ SIGNS = (names.POLICY_FILE, names.METRICS_FILE, "checkpoints")
 INSTALLED = ("stdlib", "platstdlib", "purelib", "platlib")
 
 
+class Refused(ValueError):
+    """A module is not imported; the message says why."""
+
+
 def check(env_id: str, run: Path, trusts: bool) -> list[str]:
     """Lines to say of the module that this id of a file imports; none where nothing is imported.
 
@@ -31,21 +35,32 @@ def check(env_id: str, run: Path, trusts: bool) -> list[str]:
         ValueError: why the module is not imported, in words that go on after the name of the file.
     """
     module = env_id.rpartition(":")[0]
-    if not module or module in sys.modules:
+    return check_module(module, "of its environment", run, trusts) if module else []
+
+
+def check_module(module: str, role: str, run: Path, trusts: bool) -> list[str]:
+    """The same of a module by its name.
+
+    Args:
+        module: as the file has it.
+        role: "of its environment", say.
+        run, trusts: see `check`.
+    """
+    if module in sys.modules:
         return []
-    places = _places(module)
+    places = places_of(module)
     if not places:
         return []  # its import says what is missing
     reason = None if trusts or _is_installed(module, places) else _reason_against(places, run.resolve())
     if reason is not None:
-        raise ValueError(
-            f"the module {names.printable(module)!r} of its environment is {places[-1]}, {reason}; "
+        raise Refused(
+            f"the module {names.printable(module)!r} {role} is {places[-1]}, {reason}; "
             "if you know that code, --trust imports it"
         )
     return [f"imports {names.printable(module)} from {places[-1]}"]
 
 
-def _places(module: str) -> list[Path]:
+def places_of(module: str) -> list[Path]:
     """The files, or folders, of the packages that a module lies in, and its own, found without importing any; empty
     where there is none."""
     places: list[Path] = []

@@ -81,7 +81,8 @@ def reason_against(payload: Mapping[str, Any], program: str) -> str | None:
     for name, kind in PARTS.items():
         if not isinstance(payload.get(name), kind):
             return f"it has no {name}"
-    if payload["program"] != program:
+    is_script = payload["program"] == "__main__" and not programs.is_program(program)  # of an earlier version
+    if payload["program"] != program and not is_script:
         return f"it is of {payload['program']}, not of {program}"
     if type(payload.get("format")) is not int or payload["format"] != FORMAT:
         return "another version of ppo_fast wrote it"

@@ -1,10 +1,10 @@
 """A policy that a run has left, and the agent that it is of: from a policy file or a checkpoint.
 
     policy = load("runs/x", Path("runs"))
-    program, flags = rebuild_flags(policy)
+    program, flags, notes = rebuild_flags(policy, trusts=False)
     agent = rebuild_agent(program, flags, policy, envs)
 
-A policy names the program that trained it, whose Args and Agent are used; only programs of ppo_fast are imported.
+A policy names the program that trained it, whose Args and Agent are used (see programs.py).
 """
 
 import dataclasses
@@ -79,15 +79,20 @@ def _read(path: Path, root: Path) -> Policy:
     return Policy(found.run, found.path, weights, {**flags, **facts}, notes)
 
 
-def rebuild_flags(policy: Policy) -> tuple[ModuleType, Any]:
-    """The program that trained the policy and its Args, as they were. ValueError("run: ...") if that can't be."""
-    name = policy.facts.get("program", "ppo_fast.train")
-    if not programs.is_program(name):
-        raise ValueError(f"run: {policy.path} was trained by {name!r}, which is no program of ppo_fast")
+def rebuild_flags(policy: Policy, trusts: bool) -> tuple[ModuleType, Any, list[str]]:
+    """The program that trained the policy, its Args as they were, and lines to say of the program's import.
+
+    Args:
+        policy: of any run.
+        trusts: whether a program of somebody's own is imported wherever it lies, even in a run folder.
+
+    Raises:
+        ValueError: "run: ..." if that can't be.
+    """
     try:
-        program = programs.load(name)
-    except ModuleNotFoundError as problem:
-        raise ValueError(f"run: {policy.path} was trained by {name}, which is not here") from problem
+        program, notes = programs.load(policy.facts.get("program", "ppo_fast.train"), policy.folder, trusts)
+    except ValueError as problem:
+        raise ValueError(f"run: {policy.path}: its program {problem}") from problem
     facts = saved_flags(policy.facts)
     known = {}
     for field in dataclasses.fields(program.Args):
@@ -100,7 +105,7 @@ def rebuild_flags(policy: Policy) -> tuple[ModuleType, Any]:
         flags.check()
     except (ValueError, TypeError) as problem:
         raise ValueError(f"run: {policy.path} holds flags that can't be used: {problem}") from problem
-    return program, flags
+    return program, flags, notes
 
 
 def rebuild_agent(program: ModuleType, flags: Any, policy: Policy, envs: Seen) -> Any:

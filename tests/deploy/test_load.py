@@ -420,7 +420,7 @@ def test_strange_files_are_one_line(run: Path, tmp_path: Path) -> None:
     wide = {**known["spaces"]["observation"], "shape": [10**6, 10**6]}
     three = {"type": "Discrete", "n": 3, "start": 0, "dtype": "int64"}
     cases = [
-        ({"program": "os", "probe": None}, "no program of ppo_fast"),
+        ({"program": "os", "probe": None}, "os, which is no training program"),
         ({"spaces": {**known["spaces"], "observation": wide}}, "a space of the shape"),
         ({"spaces": {**known["spaces"], "action_bounds": "no"}}, "unknown masks or action_bounds"),
         ({"spaces": "x"}, "spaces: TypeError"),
