@@ -81,7 +81,7 @@ def _rebuild_flags(broken: crash.Crash, folder: Path, trusts: bool) -> tuple[Mod
     """The program that left the file, its flags, and lines to say of its import. ValueError("file: ...") where the file
     doesn't fit them."""
     try:
-        program, imports = programs.load(broken.program, folder, trusts)
+        program, imports = programs.load(broken.program, folder, trusts, programs.TO_LEARN)
     except ValueError as problem:
         raise ValueError(f"file: its program {problem}") from problem
     flags = saved_flags(broken.flags)

@@ -10,6 +10,7 @@ import ast
 import importlib
 import re
 import sys
+from collections.abc import Sequence
 from dataclasses import is_dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -22,7 +23,8 @@ from ppo_fast.run import modules
 ORDINARY = 10_000_000  # parameters, so many that making them in vain does no harm
 OURS = re.compile(r"ppo_fast\.train(_\w+)?")
 NAME = re.compile(r"[A-Za-z_][\w-]*(\.[A-Za-z_][\w-]*)*")
-PARTS = ("Args", "Agent", "setup", "make_iteration")  # what a program has, besides what trains it
+TO_PLAY = ("Args", "Agent")  # what of a program a policy needs
+TO_LEARN = (*TO_PLAY, "setup", "make_iteration")  # and what its iterations need
 
 
 def is_program(name: object) -> bool:
@@ -30,26 +32,27 @@ def is_program(name: object) -> bool:
     return isinstance(name, str) and OURS.fullmatch(name) is not None
 
 
-def load(name: object, folder: Path, trusts: bool) -> tuple[ModuleType, list[str]]:
+def load(name: object, folder: Path, trusts: bool, parts: Sequence[str] = TO_PLAY) -> tuple[ModuleType, list[str]]:
     """The program of this name, and lines to say of its import.
 
     Args:
         name: as a file has it.
         folder: of the file: nothing is imported from there.
         trusts: whether the user said that any module may be imported.
+        parts: what it has to have.
 
     Raises:
         ValueError: it is not here, is not imported, or is no training program, in words that go on after "its program".
     """
     if not isinstance(name, str) or NAME.fullmatch(name) is None or name == "__main__":
         raise ValueError(f"is {name!r}, which has no file of its own that could be imported")
-    running = _running(name)
+    running = _running(name, parts)
     if running is not None:
         return running, []
     said: list[str] = []
     try:
         if not is_program(name):
-            _check_source(name)
+            _check_source(name, parts)
             said = modules.check_module(name, "of its program", folder, trusts)
         program = importlib.import_module(name)
     except ModuleNotFoundError as problem:
@@ -63,7 +66,7 @@ def load(name: object, folder: Path, trusts: bool) -> tuple[ModuleType, list[str
         raise ValueError(f"is {name}, which is no training program: {problem}") from problem
     except Exception as problem:  # any, of code of somebody's own
         raise ValueError(f"{name} can't be imported: {names.kind_and_line(problem)}") from problem
-    missing = [part for part in PARTS if not hasattr(program, part)]
+    missing = [part for part in parts if not hasattr(program, part)]
     if missing or not is_dataclass(program.Args):
         raise ValueError(f"is {name}, which is no training program: it has no {', '.join(missing) or 'Args'}")
     return program, said
@@ -73,7 +76,7 @@ class NotAProgram(ValueError):
     """A module is no training program; the message says what it lacks."""
 
 
-def _check_source(name: str) -> None:
+def _check_source(name: str, parts: Sequence[str]) -> None:
     """NotAProgram where the source of a module says so: then it is not even imported."""
     places = modules.places_of(name) if name not in sys.modules else []
     if not places or places[-1].suffix != ".py":
@@ -90,18 +93,18 @@ def _check_source(name: str) -> None:
             defined.update(alias.asname or alias.name for alias in node.names)
         elif isinstance(node, ast.Name):
             defined.add(node.id)
-    missing = [part for part in PARTS if part not in defined]
+    missing = [part for part in parts if part not in defined]
     if missing and "*" not in defined:
         raise NotAProgram(f"it has no {', '.join(missing)}")
 
 
-def _running(name: str) -> ModuleType | None:
+def _running(name: str, parts: Sequence[str]) -> ModuleType | None:
     """The script that this process runs, where that is the program."""
     main = sys.modules.get("__main__")
     file = getattr(main, "__file__", None)
     if main is None or file is None or getattr(main, "__spec__", None) is not None or Path(file).stem != name:
         return None
-    return main if all(hasattr(main, part) for part in PARTS) else None
+    return main if all(hasattr(main, part) for part in parts) else None
 
 
 def least_parameters(flags: Any) -> int:
