@@ -1,5 +1,6 @@
 """Policies that no training has made: agents with random weights, and their files."""
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -74,7 +75,7 @@ def write(folder: Path, own: OwnSpaces, agent: Any, args: Any, kind: str, **more
     probe = probe_of(agent, box.shape, own.mask_size)
     assert probe is not None
     facts = {"env_id": "Made-v0", "program": "ppo_fast.train_lstm" if kind == "lstm" else "ppo_fast.train"}
-    facts |= {**vars(args), "spaces": spaces_json.to_json(own), "probe": probe.to_json(), **more}
+    facts |= {**dataclasses.asdict(args), "spaces": spaces_json.to_json(own), "probe": probe.to_json(), **more}
     return save_policy(folder, agent.state_dict(), facts)
 
 
