@@ -1,5 +1,6 @@
 """Environments that are handed to train() in Python, without being registered."""
 
+import dataclasses
 import json
 from pathlib import Path
 from typing import Any, ClassVar
@@ -64,8 +65,9 @@ def run(root: Path, program: Any = train, args: dict[str, Any] | None = None, **
     """What config.json and result.json of a small run hold."""
     flags = {"env_id": "CartPole-v1", "total_timesteps": 128, "eval_max_steps": 100, **(args or {})}
     if program is train_lstm.train:
-        known = vars(small(root, **flags))
-        program(train_lstm.Args(**{k: v for k, v in known.items() if k in train_lstm.Args.__dataclass_fields__}), **own)
+        known = dataclasses.asdict(small(root, **flags))
+        names = {field.name for field in dataclasses.fields(train_lstm.Args)}
+        program(train_lstm.Args(**{name: value for name, value in known.items() if name in names}), **own)
     else:
         program(small(root, **flags), **own)
     (folder,) = root.iterdir()
