@@ -22,7 +22,7 @@ from ppo_fast.checkup import examination, report
 from ppo_fast.checkup.apart import Death, apart
 from ppo_fast.checkup.examination import Diagnosis
 from ppo_fast.checkup.findings import Finding, Tell
-from ppo_fast.run import cli, settle
+from ppo_fast.run import cli, programs, settle
 from ppo_fast.run.cli import Range
 from ppo_fast.run.flags import check_ranges, plain_args
 from ppo_fast.run.guest import guest
@@ -101,10 +101,9 @@ def _look(args: Args, tell: Tell | None) -> Diagnosis:
 
 def _set_by_training(args: Args) -> tuple[str, ...]:
     """What train.py sets for this environment by a preset or its recipe, in the lines that it says of it."""
-    from ppo_fast import train
-
+    flags = programs.load("ppo_fast.train").Args
     try:
-        return settle.what_is_set(train.Args(env_id=args.env, backend=args.backend, env_kwargs=args.env_kwargs))
+        return settle.what_is_set(flags(env_id=args.env, backend=args.backend, env_kwargs=args.env_kwargs))
     except (ValueError, EnvironmentFault):  # such as an image: train.py itself says what it can't take
         return ()
 

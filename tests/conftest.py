@@ -24,6 +24,13 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """How many processes run the tests: as many as there are CPUs for all of them, for some none but this one."""
+    some = config.args_source is not pytest.Config.ArgsSource.TESTPATHS or config.option.keyword
+    slow = not str(config.option.markexpr).startswith("not slow")  # they start processes of their own, and time them
+    return 0 if some or slow else len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 2
+
+
 def pytest_configure(config: pytest.Config) -> None:
     # What is started with & or nohup is born deaf to these, and so are the processes that tests send them to.
     for signum, hears in ((signal.SIGINT, signal.default_int_handler), (signal.SIGHUP, signal.SIG_DFL)):

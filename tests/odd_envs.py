@@ -205,6 +205,29 @@ class Endless(gymnasium.Env):
         return np.zeros(2, np.float32), float(action), False, False, {}
 
 
+class Masked(gymnasium.Env):
+    """Three actions, of which each step forbids another one; episodes of five steps. A forbidden one is an error."""
+
+    observation_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
+    action_space = gymnasium.spaces.Discrete(3)
+
+    def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        self._elapsed, self._forbidden = 0, int(self.np_random.integers(3))
+        return self._seen()
+
+    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict]:
+        assert action != self._forbidden
+        self._elapsed, self._forbidden = self._elapsed + 1, int(self.np_random.integers(3))
+        obs, info = self._seen()
+        return obs, float(action), self._elapsed == 5, False, info
+
+    def _seen(self) -> tuple[np.ndarray, dict]:
+        allowed = np.arange(3) != self._forbidden
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32), {"action_mask": allowed.astype(np.int8)}
+
+
+gymnasium.register("Masked-v0", entry_point=f"{__name__}:Masked")
 gymnasium.register("Endless-v0", entry_point=f"{__name__}:Endless")
 gymnasium.register("NextStep-v0", vector_entry_point=f"{__name__}:NextStepVector", entry_point=f"{__name__}:TwoDials")
 gymnasium.register("TwoDials-v0", entry_point=f"{__name__}:TwoDials")

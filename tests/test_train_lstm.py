@@ -38,7 +38,6 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "uneven": {"num_envs": 13, "num_steps": 10},
     "a sequence a minibatch": {"num_envs": 4},
 }
-VARIANTS = {name: flags for name, flags in VARIANTS.items() if name != "masks"}
 
 
 def flags(name: str = "discrete", **more: Any) -> Args:

@@ -6,6 +6,8 @@ import gymnasium
 import numpy as np
 import pytest
 import torch
+from popgym.envs.repeat_first import RepeatFirst
+from popgym.envs.repeat_previous import RepeatPrevious
 
 from ppo_fast.envs import make
 from ppo_fast.envs.tensor import TensorVectorEnv
@@ -116,6 +118,32 @@ def test_games_of_cards_beside_their_rules(env_id, decks, asked, unpaid):
         assert cards[:, i].tolist() == seen
         np.testing.assert_allclose(rewards[:, i], wanted, rtol=1e-6)
         assert ends[:, i].tolist() == ended
+
+
+@pytest.mark.parametrize(
+    ("original", "decks", "asked", "unpaid"),
+    [
+        (RepeatPrevious(num_decks=1, k=4), 1, previous(4), 4),
+        (RepeatPrevious(num_decks=2, k=32), 2, previous(32), 32),
+        (RepeatFirst(num_decks=1), 1, first, 1),
+    ],
+    ids=["previous", "previous of two decks", "first"],
+)
+def test_the_rules_of_the_games_are_popgyms(original, decks, asked, unpaid):
+    """Those that the test above plays by."""
+    for seed in range(20):
+        original.action_space.seed(seed)
+        cards, actions, rewards, ends = [original.reset(seed=seed)[0]], [], [], [False]
+        while not ends[-1]:
+            actions.append(original.action_space.sample())
+            card, reward, terminated, truncated, _ = original.step(actions[-1])
+            assert not truncated
+            cards.append(card)
+            rewards.append(reward)
+            ends.append(terminated)
+        seen, wanted, ended = repeat_game(cards, decks, actions, asked, unpaid)
+        assert (cards, ends[1:]) == (seen, ended)
+        np.testing.assert_allclose(rewards, wanted, rtol=1e-9)
 
 
 def test_cards_come_as_from_a_shuffled_deck():
