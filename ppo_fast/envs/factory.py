@@ -27,6 +27,7 @@ from ppo_fast.envs.singles import SingleVectorEnv, find_kind, made
 from ppo_fast.envs.tensor import TensorVectorEnv
 from ppo_fast.envs.workers import WorkerVectorEnv
 from ppo_fast.names import first_line
+from ppo_fast.stops import EnvironmentFault
 
 BACKENDS = ("auto", "tensor", "entry_point", "sync", "async", "envpool")
 
@@ -368,7 +369,12 @@ def _make_tensor(spec: EnvSpec, wanted: _Wanted) -> TensorVectorEnv:
         tensor_spec = replace(tensor_spec, max_episode_steps=None)
     mode = "vector_entry_point"
     make = partial(gymnasium.make_vec, tensor_spec, wanted.num_envs, vectorization_mode=mode, device=wanted.device)
-    env = made(partial(make, **kwargs), None, theirs_of(wanted.env_id))
+    try:
+        env = made(partial(make, **kwargs), None, theirs_of(wanted.env_id))
+    except EnvironmentFault as fault:
+        if kwargs and isinstance(fault.__cause__, ValueError):  # of a keyword's value
+            raise ValueError(f"--env-kwargs: {wanted.env_id}: {first_line(fault.__cause__)}") from fault
+        raise
     assert isinstance(env, TensorVectorEnv)
     if env.device.type != wanted.device.type:
         raise ValueError(f"envs: {wanted.env_id} is on {env.device}, not on {wanted.device}: let it take `device`")

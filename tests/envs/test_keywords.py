@@ -35,7 +35,7 @@ class TensorDrift(TensorVectorEnv):
 
 @pytest.fixture(autouse=True)
 def drift():
-    gymnasium.register("Drift-v0", vector_entry_point=TensorDrift)
+    gymnasium.register("Drift-v0", vector_entry_point=TensorDrift)  # pyright: ignore[reportArgumentType]
     yield
     del gymnasium.registry["Drift-v0"]
 
