@@ -14,6 +14,7 @@ import json
 import re
 import sys
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
@@ -101,7 +102,7 @@ def _look(args: Args, tell: Tell | None) -> Diagnosis:
 
 def _set_by_training(args: Args) -> tuple[str, ...]:
     """What train.py sets for this environment by a preset or its recipe, in the lines that it says of it."""
-    flags = programs.load("ppo_fast.train").Args
+    flags = programs.load("ppo_fast.train", Path(), trusts=False)[0].Args
     try:
         return settle.what_is_set(flags(env_id=args.env, backend=args.backend, env_kwargs=args.env_kwargs))
     except (ValueError, EnvironmentFault):  # such as an image: train.py itself says what it can't take

@@ -4,6 +4,7 @@ import dataclasses
 import json
 import runpy
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot
 import pytest
@@ -77,7 +78,7 @@ def test_the_notebook(here):
     notebook = json.loads((ROOT / "examples" / "own_environment.ipynb").read_text())
     assert notebook["nbformat"] == 4
     cells = ["".join(cell["source"]) for cell in notebook["cells"] if cell["cell_type"] == "code"]
-    namespace = {"__name__": "__main__"}
+    namespace: dict[str, Any] = {"__name__": "__main__"}
     for number, cell in enumerate(cells):
         exec(compile(cell, f"cell {number}", "exec"), namespace)
     assert namespace["cells"][-1] == 10 and namespace["result"]["eval/mean_return"] > 0

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 from gymnasium import spaces
+from gymnasium.envs.registration import EnvSpec
 
 import ppo_fast
 from examples.point_mass import TensorPointMass
@@ -125,7 +126,7 @@ def test_number() -> None:
 def test_critic(monkeypatch: pytest.MonkeyPatch) -> None:
     """The secret moves the value and no action."""
     own, _ = trained("critic", envs=Levels, env_kwargs={"max_episode_steps": 20})
-    spec = gymnasium.envs.registration.EnvSpec("Levels-v0", Levels)
+    spec = EnvSpec("Levels-v0", lambda **kwargs: Levels(**kwargs))
     monkeypatch.setitem(gymnasium.registry, "Levels-v0", spec)
     agent = own.setup(own.Args(**TINY, env_id="Levels-v0"), torch.device("cpu"))[1]
     before = torch.zeros(1, 5)
@@ -149,7 +150,7 @@ def test_curriculum(envs: Any) -> None:
 
 @pytest.mark.parametrize(("backend", "groups"), [("sync", 1), ("async", 1), ("async", 2)])
 def test_a_method_of_every_environment_is_called(backend: str, groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = gymnasium.envs.registration.EnvSpec("Levels-v0", Levels)
+    spec = EnvSpec("Levels-v0", lambda **kwargs: Levels(**kwargs))
     monkeypatch.setitem(gymnasium.registry, "Levels-v0", spec)
     envs = make("Levels-v0", 3, backend=backend, groups=groups)
     try:

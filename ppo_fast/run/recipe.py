@@ -28,8 +28,9 @@ DEFAULTS: dict[str, Any] = {
     "norm_reward": False,
     "clip_vloss": True,
     "ent_coef": 0.01,
-    "log_std_init": 0.0,
 }
+
+SHORT = 200  # steps of an episode
 
 
 class Choice(NamedTuple):
@@ -47,7 +48,7 @@ Recipe = Callable[[Sight, Mapping[str, Any]], list[Choice]]
 def vectors(sight: Sight, given: Mapping[str, Any]) -> list[Choice]:
     """For train.py: observations that show everything."""
     if sight.actions == "continuous":
-        return [_scales(sight), *_continuous(given)]
+        return [_scales(sight), *_continuous(sight, given)]
     return [_scales(sight), *_discrete(sight, given)]
 
 
@@ -74,18 +75,21 @@ def _discrete(sight: Sight, given: Mapping[str, Any]) -> list[Choice]:
     return [*choices, Choice({"ent_coef": 0.005}, "scaled rewards: less of an entropy bonus")]
 
 
-def _continuous(given: Mapping[str, Any]) -> list[Choice]:
+def _continuous(sight: Sight, given: Mapping[str, Any]) -> list[Choice]:
     """Actions that are numbers."""
     rollout = _rollout(given, num_envs=16, rows=2048, most=2048)
     rows = rollout["num_envs"] * rollout["num_steps"]
     # What thousands of environments bring needs no tenth look.
     passes = {"update_epochs": 10 if rows <= 16_384 else 5, "num_minibatches": _minibatches(rollout, 128, 16)}
     rate = {"lr_schedule": "kl", "learning_rate": 3e-4, "desired_kl": 0.015}
-    return [
+    choices = [
         Choice(rollout, "continuous actions: short rollouts"),
         Choice({**passes, **rate}, "many small updates from each, as large as the policy bears"),
-        Choice({"ent_coef": 0.0, "log_std_init": -0.5}, "a deviation that is learned, from below the actions' width"),
+        Choice({"ent_coef": 0.0}, "a deviation that is learned without a bonus"),
     ]
+    if sight.time_limit is not None and sight.time_limit <= SHORT:
+        choices.append(Choice({"gamma": 0.95}, f"episodes of {sight.time_limit} steps: what comes soon counts"))
+    return choices
 
 
 def _rollout(given: Mapping[str, Any], num_envs: int, rows: int, most: int) -> dict[str, Any]:
