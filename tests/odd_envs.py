@@ -205,7 +205,7 @@ class Endless(gymnasium.Env):
         return np.zeros(2, np.float32), float(action), False, False, {}
 
 
-class Masked(gymnasium.Env):
+class Forbids(gymnasium.Env):
     """Three actions, of which each step forbids another one; episodes of five steps. A forbidden one is an error."""
 
     observation_space = gymnasium.spaces.Box(-1.0, 1.0, (2,), np.float32)
@@ -227,7 +227,7 @@ class Masked(gymnasium.Env):
         return self.np_random.uniform(-1, 1, 2).astype(np.float32), {"action_mask": allowed.astype(np.int8)}
 
 
-gymnasium.register("Masked-v0", entry_point=f"{__name__}:Masked")
+gymnasium.register("Forbids-v0", entry_point=f"{__name__}:Forbids")
 gymnasium.register("Endless-v0", entry_point=f"{__name__}:Endless")
 gymnasium.register("NextStep-v0", vector_entry_point=f"{__name__}:NextStepVector", entry_point=f"{__name__}:TwoDials")
 gymnasium.register("TwoDials-v0", entry_point=f"{__name__}:TwoDials")

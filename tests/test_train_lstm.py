@@ -32,7 +32,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "cut into sequences": {"num_steps": 12, "sequence_length": 4},
     "continuous": {"env_id": "Pendulum-v1"},
     "multi-discrete": {"env_id": "odd_envs:TwoDials-v0"},
-    "masks": {"env_id": "odd_envs:Masked-v0"},
+    "masks": {"env_id": "odd_envs:Forbids-v0"},
     "host": {"backend": "sync"},
     "junk rows": {"env_id": "odd_envs:NextStep-v0", "num_steps": 20},
     "uneven": {"num_envs": 13, "num_steps": 10},

@@ -40,6 +40,7 @@ INCIDENTAL = {
         "max_entropy",
         "no_preset",
         "preset",
+        "recipe",
         "exit_status",
     ),
 }

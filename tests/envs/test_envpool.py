@@ -163,7 +163,7 @@ def test_rendering():
 @pytest.mark.parametrize(
     ("env_id", "env_kwargs", "words"),
     [
-        ("CartPole-v1", {"gravity": 1}, "--backend: envpool can't make CartPole-v1: .*unexpected keyword.*gravity"),
+        ("CartPole-v1", {"gravity": 1}, "--env-kwargs: CartPole-v1 does not take gravity; it takes max_episode_steps"),
         ("ConnectFour-v1", {}, "--env-id: ConnectFour-v1 is for several players"),
         ("CheetahRan-v1", {}, "--env-id: no environment 'CheetahRan-v1'; did you mean CheetahRun-v1"),
     ],

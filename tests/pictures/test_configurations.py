@@ -40,7 +40,7 @@ def test_every_flag_of_a_run_is_configuration_or_named_as_incidental():
     known = {flag.field for flag in cli.flags_of(cli.RunFlags).values()}
     derived = {"execution", "versions", "device", "device_in_words", "threads", "backend_used", "resumed_from"}
     derived |= {"parameters", "num_iterations", "batch_size", "max_entropy", "world_size", "exit_status", "run_id"}
-    derived |= {"observation_space", "action_space", "spaces", "no_preset", "preset", "tensorboard"}
+    derived |= {"observation_space", "action_space", "spaces", "no_preset", "preset", "tensorboard", "handed_in"}
     assert known - derived >= {"seed", "quiet"}
     assert not configurations.INCIDENTAL - known - derived
     assert not configurations.INCIDENTAL & {

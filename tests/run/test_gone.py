@@ -54,8 +54,8 @@ def when(happens: Happens, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let something happen after iteration AT."""
     record = AgentLog.record
 
-    def first_record(log: AgentLog, means: Any, totals: Any, progress: Any, seconds: Any) -> None:
-        record(log, means, totals, progress, seconds)
+    def first_record(log: AgentLog, means: Any, totals: Any, progress: Any, *rest: Any) -> None:
+        record(log, means, totals, progress, *rest)
         if progress.iteration == AT:
             happens(log.run.folder)
 
