@@ -31,6 +31,10 @@ def test_it_is_seen_as_the_program_will_see_it() -> None:
     )
 
 
+def test_no_limit_is_seen_where_it_is_taken_away() -> None:
+    assert look("CartPole-v1", "sync", env_kwargs={"max_episode_steps": -1}).time_limit is None
+
+
 class Parts(gymnasium.Env):
     """Several discrete actions at once."""
 

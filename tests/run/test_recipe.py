@@ -90,6 +90,21 @@ def test_presets_come_first_unless_the_recipe_is_asked_for() -> None:
     assert settle.settle(Args(preset=False)) == (Args(preset=False), settle.Beginning())
 
 
+def test_short_episodes_are_about_what_comes_soon() -> None:
+    limits = (20, 200, 201, 1000, None)
+    found = [chosen(Sight("continuous", 1, "numbers", 3, limit)).get("gamma") for limit in limits]
+    assert found == [0.95, 0.95, None, None, None]
+    assert "gamma" not in chosen(Sight("discrete", 2, "numbers", 3, 20))
+
+
+def test_several_processes_share_the_environments_of_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Sixteen can't be shared by thirty-two."""
+    assert settle.settle(Args(env_id="Pendulum-v1", recipe=True))[0].num_envs == 16
+    monkeypatch.setenv("WORLD_SIZE", "32")
+    args, _ = settle.settle(Args(env_id="Pendulum-v1", recipe=True))
+    assert (args.num_envs, args.num_steps) == (64, 32)
+
+
 @dataclass
 class Copied(Args):
     """A copy of the program whose author has changed a default."""
