@@ -558,7 +558,7 @@ def train(
     `on_iteration` is called after every iteration: see ppo_fast/run/callback.py. `envs` and `wrappers` are environments
     of the caller's own, not registered: see ppo_fast/envs/handed.py.
     """
-    args, beginning = settle(args, handed)  # --resume and the preset applied: the flags, and where the run goes on
+    args, beginning = settle(args, handed)  # --resume, preset or recipe applied; and where the run begins
     args.check()
     device = process.prepare(args)
     if args.verify:

@@ -71,7 +71,7 @@ def run(root: Path, program: Any = train, args: dict[str, Any] | None = None, **
     else:
         program(small(root, **flags), **own)
     (folder,) = root.iterdir()
-    return tuple(json.loads((folder / name).read_text()) for name in ("config.json", "result.json"))  # type: ignore
+    return json.loads((folder / "config.json").read_text()), json.loads((folder / "result.json").read_text())
 
 
 MAKERS: dict[str, tuple[Any, str, str]] = {
