@@ -59,7 +59,8 @@ def only_run(folder: Path) -> Path:
     return run
 
 
-@pytest.mark.parametrize("original", ["train", pytest.param("train_lstm", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("original", ["train", "train_lstm"])
 def test_a_changed_copy_does_what_the_original_does(original: str, here: Path) -> None:
     own = copied(original, here)
     result = own.train(own.Args(**TINY, capture_video=True, backend="sync"))

@@ -479,6 +479,7 @@ def test_a_policy_does_equally_well_on_every_backend() -> None:
         assert abs(float(returns.mean() - reference.mean())) < 4 * error, backend
 
 
+@pytest.mark.slow
 def test_a_trained_policy_does_equally_well_on_every_backend(
     cartpole: tuple[list[dict[str, Any]], dict[str, Tensor], dict],
 ) -> None:
