@@ -9,10 +9,10 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import gymnasium
 from gymnasium import spaces
 
 from ppo_fast.envs import factory
+from ppo_fast.envs.keywords import step_limit
 
 
 @dataclass(frozen=True)
@@ -56,19 +56,7 @@ def look(env_id: str, backend: str = "auto", **options: Any) -> Sight:
             action_size=action_size,
             observation="table" if isinstance(env.own_spaces.observation, spaces.Discrete) else "numbers",
             observation_size=math.prod(env.single_observation_space.shape),
-            time_limit=_time_limit(env, env_id, (options.get("env_kwargs") or {}).get("max_episode_steps")),
+            time_limit=step_limit(env, options.get("env_kwargs") or {}),
         )
     finally:
         env.close()
-
-
-def _time_limit(env: Any, env_id: str, given: int | None) -> int | None:
-    """The steps of an episode: as given, or as the environment or gymnasium's registry has it."""
-    if given is not None:
-        return given if given > 0 else None  # -1 is gymnasium's word for none
-    for place in (env, getattr(env, "envs", None)):  # a tensor environment; envpool's
-        limit = getattr(place, "max_episode_steps", None)
-        if isinstance(limit, int) and limit > 0:
-            return limit
-    spec = gymnasium.registry.get(env_id.rpartition(":")[2])
-    return None if spec is None else spec.max_episode_steps

@@ -351,7 +351,8 @@ def open_log(
     # A program of somebody's own may lack these flags: then nothing is known of its critic.
     clips = getattr(args, "clip_vloss", False) and not getattr(args, "norm_reward", True)
     critic = Critic(args.clip_coef if clips else None, getattr(args, "norm_reward", True))
-    health = Health(args.num_iterations * args.batch_size, agent.head.max_entropy, critic)
+    follows_kl = getattr(args, "lr_schedule", None) == "kl"
+    health = Health(args.num_iterations * args.batch_size, agent.head.max_entropy, critic, follows_kl)
     score = Score() if origin is None else origin.checkpoint.score
     return AgentLog(agent, asdict(args), facts, console, run, health, score)
 

@@ -60,9 +60,10 @@ def record(envs: Any, agent: Player, seed: int, path: Path, max_steps: int = 10_
         with FFMPEG_VideoWriter(
             str(part), (width, height), _fps(envs.metadata), preset=PRESET, threads=1, ffmpeg_params=INDEX_FIRST
         ) as writer:
+            encoder = writer.proc
             for frame in chain([first], frames):
                 writer.write_frame(frame)
-        if not part.exists():  # a short film is refused only when it is whole, and without a word
+        if encoder.returncode or not part.exists():  # a short film is refused when it is whole, and without a word
             raise _cannot(envs, f"ffmpeg does not take frames of {width} x {height} pixels")
         part.replace(path)
     except OSError as problem:

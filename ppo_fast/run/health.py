@@ -48,6 +48,8 @@ class Circumstances(NamedTuple):
     """the critic has had time to learn, and still errs"""
     return_is_low: bool
     """see `Health`"""
+    rate_follows_kl: bool = False
+    """the learning rate answers by itself where the policy moves too far"""
 
 
 def always(now: Circumstances) -> bool:
@@ -98,6 +100,7 @@ RULES = (
         figures="clip fraction {value:.2f} (> {threshold:g})",
         meaning="updates are too large",
         action="lower --clip-coef or --learning-rate",
+        when=lambda now: not now.rate_follows_kl,
     ),
     Rule(
         key="approx_kl",
@@ -107,6 +110,7 @@ RULES = (
         figures="approximate KL {value:.3f} (> {threshold:g})",
         meaning="the policy moves too far",
         action="set --target-kl 0.02 or lower --learning-rate",
+        when=lambda now: not now.rate_follows_kl,
     ),
     Rule(
         key="explained_variance",
@@ -190,9 +194,13 @@ class Health:
         total_steps: environment steps of the whole run; the first fifth is the critic's warm-up.
         max_entropy: see `check`.
         critic: by which the cause is named that is the likeliest.
+        rate_follows_kl: whether the learning rate is lowered by itself where an update has moved the policy too far
+            (`--lr-schedule kl`); then neither the KL nor the fraction of clipped ratios is judged.
     """
 
-    def __init__(self, total_steps: int, max_entropy: float, critic: Critic | None = None) -> None:
+    def __init__(
+        self, total_steps: int, max_entropy: float, critic: Critic | None = None, rate_follows_kl: bool = False
+    ) -> None:
         self.total_steps = total_steps
         self.max_entropy = max_entropy
         self._conditions = [_Condition(rule) for rule in RULES]
@@ -201,6 +209,7 @@ class Health:
         self._returns = _Returns()
         self._largest_value_loss = 0.0
         self._critic = critic or Critic()
+        self._rate_follows_kl = rate_follows_kl
         self._value_error = 0.0  # of the last update, in units of the return
 
     def update(self, row: MetricRow) -> list[Advice]:
@@ -215,6 +224,7 @@ class Health:
         now = Circumstances(
             warmed_up=critic_errs and step >= WARM_UP * self.total_steps and self._updates >= CRITIC_UPDATES,
             return_is_low=self._returns.are_low(row.get(names.EPISODIC_RETURN)),
+            rate_follows_kl=self._rate_follows_kl,
         )
         self._active = []
         for condition in self._conditions:

@@ -39,6 +39,7 @@ from ppo_fast.run.callback import Callback, OnIteration
 from ppo_fast.run.cli import FAULT_STATUS, program_of
 from ppo_fast.run.console import Console
 from ppo_fast.run.crash import Crash
+from ppo_fast.run.endless import FirstEnd
 from ppo_fast.run.interrupt import StopSignal
 from ppo_fast.run.midway import Midway
 from ppo_fast.run.payload import Checkpoint, Progress, RankState
@@ -48,7 +49,6 @@ from ppo_fast.stops import Stopped
 
 MAX_RUNTIME_STATUS = 5
 ROLLBACKS = 3  # of a run, at most
-STEPS_WITHOUT_END = 1000  # of each environment, after which it is said that no episode ends
 
 
 class Over(NamedTuple):
@@ -107,7 +107,7 @@ class Session:
         self._action_space: spaces.Space | None = None  # what the environments take
         self._plan = plan.Plan("eager", "")
         self._execution_said = False
-        self._looks_for_an_end = False  # of the first episode, in environments without a limit of steps
+        self._first_end = FirstEnd(has_limit=True)
         self._unfit_said: list[str] = []  # functions that run as they are, with their reasons
         self._callback = Callback(on_iteration)
         self._midway: Midway | None = None  # on rank 0, from `start` on
@@ -173,7 +173,7 @@ class Session:
         """
         self._stack.callback(envs.close)
         self._action_space = envs.single_action_space
-        self._looks_for_an_end = step_limit(envs, self.args.env_kwargs) is None
+        self._first_end = FirstEnd(step_limit(envs, self.args.env_kwargs) is not None)
         origin = self._origin
         if origin is not None:
             wrong = resume.misfit(origin.checkpoint.ranks[0].tensors, agent)
@@ -259,9 +259,10 @@ class Session:
         self.log.record(seen.means, seen.totals, self.progress, iteration.seconds, more)
         done = self.progress.iteration
         if done == 1:
-            self._warn_of_clipping(iteration)
-        if self._looks_for_an_end:
-            self._warn_of_no_end(seen.totals.episodes)
+            self._warn(self._clipped(iteration))
+        is_last = done >= self.args.num_iterations
+        endless = self._first_end.words(seen.totals.episodes, self.progress.global_step // self.args.num_envs, is_last)
+        self._warn(endless)
         if done == self._began_at + EXECUTION_KNOWN and not self._execution_said:  # a rollback may come here again
             self._say_execution(iteration)
         if done % self.args.save_interval == 0:
@@ -274,12 +275,15 @@ class Session:
         elif seen.late:
             self.over = Over("max_runtime", MAX_RUNTIME_STATUS)
 
-    def _warn_of_clipping(self, iteration: Iteration) -> None:
-        """Say where the first rollout's actions were clipped almost always."""
+    def _warn(self, words: str | None) -> None:
+        """Say so, where there is something to say."""
+        if words is not None:
+            self.log.say([f"warning: {words}"])
+
+    def _clipped(self, iteration: Iteration) -> str | None:
+        """Where the first rollout's actions were clipped almost always, in words."""
         action = iteration.state.rollout.get("action")
-        clipped_words = None if action is None else clipped.words(action, self._action_space, self.args.action_bounds)
-        if clipped_words is not None:
-            self.log.say([f"warning: {clipped_words}"])
+        return None if action is None else clipped.words(action, self._action_space, self.args.action_bounds)
 
     def _wants_stop(self) -> bool:
         """Whether this process was asked to stop, by a signal or by the caller's function."""
@@ -314,18 +318,6 @@ class Session:
         if self._began is not None:
             self._began += time.perf_counter() - began
         return figures
-
-    def _warn_of_no_end(self, episodes: float) -> None:
-        """Say where no episode has ended for long, or in the whole run, and nothing limits its steps."""
-        steps = self.progress.global_step // self.args.num_envs
-        is_last = self.progress.iteration >= self.args.num_iterations
-        if not episodes and steps < STEPS_WITHOUT_END and not is_last:
-            return
-        self._looks_for_an_end = False
-        if not episodes:
-            what = f"no episode has ended in {steps:,} steps of each environment, which has no time limit"
-            advice = "without ends there are no returns; --env-kwargs max_episode_steps=1000 sets a limit"
-            self.log.say([f"warning: {what}: {advice}"])
 
     def _is_late(self) -> bool:
         """Whether `--max-runtime` is over."""

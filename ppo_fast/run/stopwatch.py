@@ -21,7 +21,13 @@ class Stopwatch:
 
     @classmethod
     def since_process_start(cls) -> "Stopwatch":
-        """Started when this process was, so that imports count too; now, where the system does not say."""
+        """Started when this process was, so that imports count too; now, where the system does not say.
+
+        A shell may have become this process after it ran other programs, as `bash -c "pip install . && python ..."`
+        does with the last of them. Those are not counted: it is started as long ago as it has used the processor.
+        """
+        if _has_run_others():
+            return cls(time.monotonic() - time.process_time())
         try:
             with open("/proc/self/stat") as stat, open("/proc/uptime") as uptime:
                 ticks = int(stat.read().rpartition(")")[2].split()[19])
@@ -39,3 +45,13 @@ class Stopwatch:
         now = time.monotonic()
         self.seconds[name] = self.seconds.get(name, 0.0) + now - self._last
         self._last = now
+
+
+def _has_run_others() -> bool:
+    """Whether this process has waited for another one."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return False
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime > 0.0

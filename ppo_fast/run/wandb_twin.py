@@ -42,7 +42,7 @@ class WandbTwin(Twin):
 
     Args:
         run: the W&B run. A resumed one has rows already; those are not sent again.
-        folder: the run folder, whose policy and newest checkpoint are uploaded at the end if `artifacts`.
+        folder: the run folder, whose policies and newest checkpoint are uploaded at the end if `artifacts`.
     """
 
     name = "W&B"
@@ -82,12 +82,14 @@ class WandbTwin(Twin):
         self.run.finish(exit_code=exit_code)
 
     def _upload_policy(self) -> None:
-        """The policy's weights and the newest checkpoint as one artifact, uploaded before the run ends."""
+        """The policy, the best one where there is one, and the newest checkpoint as one artifact, uploaded before the
+        run ends."""
         import wandb
 
+        best = [path for path in [self.folder / names.BEST_POLICY_FILE] if path.exists()]
         newest = sorted((self.folder / "checkpoints").glob("checkpoint-*.pt"))[-1:]  # names count steps
         artifact = wandb.Artifact(f"policy-{self.run.id}", type="model")
-        for path in (self.folder / names.POLICY_FILE, *newest):
+        for path in (self.folder / names.POLICY_FILE, *best, *newest):
             artifact.add_file(str(path))
         self.run.log_artifact(artifact)
 

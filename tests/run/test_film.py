@@ -3,6 +3,7 @@
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -32,6 +33,8 @@ def test_frames_are_of_this_episode_and_go_to_the_encoder_one_by_one(tmp_path, m
     taken, held = [], []
 
     class Writer:
+        proc = SimpleNamespace(returncode=0)
+
         def __init__(self, filename, size, fps, **options):
             Path(filename).write_bytes(b"")
             held.append((size, fps))

@@ -79,6 +79,13 @@ def test_text_names_value_threshold_and_the_flag_to_turn(key, flags):
     assert all(flag in advice.text for flag in flags)
 
 
+@pytest.mark.parametrize("metric", ["losses/clipfrac", "losses/approx_kl"])
+def test_a_rate_that_follows_the_kl_needs_no_advice_to_lower_it(metric: str) -> None:
+    rows = [{metric: 0.9}] * 10
+    assert feed(Health(10_000, 0.7, rate_follows_kl=True), rows)[-1] == []
+    assert len(feed(Health(10_000, 0.7), rows)[-1]) == 1
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("metric", ["losses/value_loss", "losses/approx_kl", "losses/clipfrac", "charts/SPS"])
 def test_nan_and_infinity_stop_at_once_and_are_named(metric, value):

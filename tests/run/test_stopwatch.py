@@ -1,5 +1,7 @@
 """Durations of a run are of a clock that only goes forward."""
 
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -44,3 +46,12 @@ def test_a_process_is_as_old_as_the_system_says(monkeypatch: pytest.MonkeyPatch)
     real = time.time
     monkeypatch.setattr(time, "time", lambda: real() + HOUR)
     assert before - 0.1 < Stopwatch.since_process_start().elapsed() < before + 60.0
+
+
+def test_what_a_shell_ran_before_is_no_part_of_a_run() -> None:
+    """A shell becomes the last program of its line: the process is as old as the shell."""
+    ask = "from ppo_fast.run.stopwatch import Stopwatch; print(Stopwatch.since_process_start().elapsed())"
+    before = f"{sys.executable} -c 'import time; time.sleep(3)'"
+    line = f"{before} && exec {sys.executable} -c '{ask}'"
+    told = subprocess.run(["bash", "-c", line], capture_output=True, text=True, check=True)
+    assert 0.0 < float(told.stdout) < 2.5

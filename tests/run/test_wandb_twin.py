@@ -217,7 +217,8 @@ def test_artifacts_on_request(offline):
     run, said = offline({"artifacts": True})
     with run:
         run.log({"global_step": 1})
-        (run.folder / "policy.safetensors").write_bytes(b"weights")
+        for name in ("policy.safetensors", "best.safetensors"):
+            (run.folder / name).write_bytes(b"weights")
         for step in (1, 2):
             (run.subfolder("checkpoints") / f"checkpoint-{step}.pt").write_bytes(b"state")
             os.utime(run.folder / "checkpoints" / f"checkpoint-{step}.pt", (step, step))
@@ -229,7 +230,7 @@ def test_artifacts_on_request(offline):
         if record.HasField("artifact") or record.request.HasField("log_artifact")
     ]
     files = {a.type: {entry.path for entry in a.manifest.contents} for a in artifacts}
-    assert files["model"] == {"policy.safetensors", "checkpoint-2.pt"}
+    assert files["model"] == {"policy.safetensors", "best.safetensors", "checkpoint-2.pt"}
     assert {"train.py", "run/tracking.py"} <= files["code"]
     assert len(said) == 1
 
