@@ -63,7 +63,8 @@ def record(envs: Any, agent: Player, seed: int, path: Path, max_steps: int = 10_
             encoder = writer.proc
             for frame in chain([first], frames):
                 writer.write_frame(frame)
-        if encoder.returncode or not part.exists():  # a short film is refused when it is whole, and without a word
+        # A short film is refused when it is whole, and without a word.
+        if not part.exists() or (encoder is not None and encoder.returncode):
             raise _cannot(envs, f"ffmpeg does not take frames of {width} x {height} pixels")
         part.replace(path)
     except OSError as problem:
