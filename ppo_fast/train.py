@@ -55,7 +55,7 @@ from ppo_fast.run.verification import compare_paths
 class Args(RunFlags):
     """The flags of the algorithm; names and meaning are CleanRL's where it has them."""
 
-    choose: ClassVar[recipe.Recipe | None] = recipe.vectors  # sets what nobody names, by the kind of environment
+    by_kind: ClassVar[recipe.Recipe | None] = recipe.VECTORS  # sets what nobody names, by the kind of environment
     learning_rate: Annotated[float, Range(0), Alias("--lr")] = 2.5e-3
     """Adam's learning rate at the start"""
     num_envs: Annotated[int, Range(1)] = 64

@@ -45,7 +45,7 @@ from ppo_fast.engine import process, ranks
 from ppo_fast.engine.engine import Engine
 from ppo_fast.engine.flat import flatten_parameters
 from ppo_fast.engine.iteration import Iteration, train_state
-from ppo_fast.run import cli
+from ppo_fast.run import cli, recipe
 from ppo_fast.run.callback import OnIteration
 from ppo_fast.run.flags import Alias, Range, check_ranges
 from ppo_fast.run.guest import guest
@@ -61,6 +61,7 @@ class Args(RunFlags):
     """The flags of the algorithm; names and meaning are CleanRL's where it has them."""
 
     has_presets: ClassVar[bool] = False  # those were found without a memory
+    by_kind: ClassVar[recipe.Recipe | None] = recipe.MEMORY  # sets what nobody names, by the kind of environment
     exp_name: str = "train_lstm"
     """name of the experiment, part of the run folder's name"""
     learning_rate: Annotated[float, Range(0), Alias("--lr")] = 1e-3

@@ -50,7 +50,7 @@ def head(args_type: type, description: str, parts: Sequence[Part]) -> str:
     env_id = next((part.values[-1] for part in parts if part.name == "--env-id" and part.values), args_type.env_id)
     tuned = presets.flags(env_id) if args_type.has_presets else {}
     said = f"{env_id} has no preset: the defaults below are used."
-    if args_type.choose is not None:
+    if args_type.by_kind is not None:
         said = f"{env_id} has no preset: unless --no-preset, what nobody names is set by its kind, and printed first."
     if tuned:
         said = f"Preset of {env_id}, in place of defaults below unless --no-preset: {as_typed(tuned)}"

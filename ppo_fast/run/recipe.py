@@ -1,8 +1,8 @@
 """The flags that an environment gets where nobody names them: by what it is, never by its name.
 
-    for choice in vectors(sight, {"num_envs": 64}):   # Choice({"num_steps": 32, ...}, "continuous actions: ...")
+    for choice in VECTORS.choose(sight, {"num_envs": 64}):   # Choice({"num_steps": 32, ...}, "continuous actions: ...")
 
-A recipe is a function of what can be seen of an environment before training (`envs.sight`) and of the flags that are
+A recipe is at heart a function of what can be seen of an environment before training (`envs.sight`) and of the flags that are
 given. What it chooses is plain data, which a run says in its first lines, with the reasons, and keeps in config.json.
 How it was found is in benchmarks/LOG.md.
 Letters: T steps, N envs.
@@ -12,23 +12,6 @@ from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 from ppo_fast.envs.sight import Sight
-
-# What the programs' defaults are where a recipe chooses. The author of a copy of a program who has changed one of them
-# keeps what he wrote.
-DEFAULTS: dict[str, Any] = {
-    "num_envs": 64,
-    "num_steps": 64,
-    "num_minibatches": 4,
-    "update_epochs": 3,
-    "learning_rate": 2.5e-3,
-    "lr_schedule": "linear",
-    "desired_kl": 0.01,
-    "gamma": 0.99,
-    "norm_obs": False,
-    "norm_reward": False,
-    "clip_vloss": True,
-    "ent_coef": 0.01,
-}
 
 SHORT = 200  # steps of an episode
 
@@ -40,16 +23,28 @@ class Choice(NamedTuple):
     why: str
 
 
-# From what is seen, and the flags that are given, to choices. A flag that is given stays as it is in any case; no run
-# is without a given total_timesteps.
-Recipe = Callable[[Sight, Mapping[str, Any]], list[Choice]]
+class Recipe(NamedTuple):
+    """What sets the flags that nobody names."""
+
+    choose: Callable[[Sight, Mapping[str, Any]], list[Choice]]
+    """From what is seen, and the flags that are given, to choices. A flag that is given stays as it is in any case; no
+    run is without a given total_timesteps."""
+    defaults: Mapping[str, Any]
+    """What the program's defaults are where it chooses. The author of a copy who has changed one keeps what he wrote."""
 
 
 def vectors(sight: Sight, given: Mapping[str, Any]) -> list[Choice]:
-    """For train.py: observations that show everything."""
+    """For observations that show everything."""
     if sight.actions == "continuous":
         return [_scales(sight), *_continuous(sight, given)]
     return [_scales(sight), *_discrete(sight, given)]
+
+
+def memory(sight: Sight, given: Mapping[str, Any]) -> list[Choice]:
+    """For a policy that remembers, whose defaults fit discrete actions otherwise."""
+    if sight.actions == "continuous":
+        return [Choice({"lr_schedule": "kl"}, "continuous actions: steps as large as the policy bears")]
+    return [Choice({"target_kl": 0.04}, "discrete actions: no epoch after one that moved the policy far")]
 
 
 def _scales(sight: Sight) -> Choice:
@@ -103,3 +98,23 @@ def _minibatches(rollout: Mapping[str, Any], rows: int, most: int) -> int:
     """So many that each has so many rows, within 4 and `most`; fewer than 4 where there are too few rows for them."""
     found = rollout["num_envs"] * rollout["num_steps"]
     return max(min(4, found), min(found // rows, most))
+
+
+VECTORS = Recipe(
+    vectors,
+    {
+        "num_envs": 64,
+        "num_steps": 64,
+        "num_minibatches": 4,
+        "update_epochs": 3,
+        "learning_rate": 2.5e-3,
+        "lr_schedule": "linear",
+        "desired_kl": 0.01,
+        "gamma": 0.99,
+        "norm_obs": False,
+        "norm_reward": False,
+        "clip_vloss": True,
+        "ent_coef": 0.01,
+    },
+)
+MEMORY = Recipe(memory, {"lr_schedule": "linear", "target_kl": None})

@@ -60,7 +60,7 @@ class RunFlags:
     has_presets: ClassVar[bool] = True  # no flag either
     """Whether the tuned flags of presets.py are for this program."""
 
-    choose: ClassVar[Recipe | None] = None  # nor this
+    by_kind: ClassVar[Recipe | None] = None  # nor this
     """The program's recipe, if it has one (see recipe.py)."""
 
     env_id: str = "CartPole-v1"

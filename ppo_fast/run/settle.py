@@ -87,18 +87,18 @@ def _fitted(args: Any, given: Collection[str]) -> tuple[Any, Sequence[str]]:
         tuned = {name: value for name, value in presets.flags(args.env_id).items() if name not in given}
         if tuned:
             return replace(args, **tuned), _lines("preset", as_typed(tuned))
-    return (args, ()) if type(args).choose is None else _by_recipe(args, given)
+    return (args, ()) if type(args).by_kind is None else _by_recipe(args, type(args).by_kind, given)
 
 
-def _by_recipe(args: Any, given: Collection[str]) -> tuple[Any, Sequence[str]]:
-    """What the program's recipe chooses for this environment where nothing was given, and lines to say of it."""
+def _by_recipe(args: Any, own: recipe.Recipe, given: Collection[str]) -> tuple[Any, Sequence[str]]:
+    """What a program's own recipe chooses for this environment where nothing was given, and lines to say of it."""
     defaults = {field.name: _default(field) for field in fields(args)}
-    free = {name for name, value in recipe.DEFAULTS.items() if name not in given and defaults.get(name) == value}
+    free = {name for name, value in own.defaults.items() if name not in given and defaults.get(name) == value}
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 or handed.is_ready_made(args.env_id):
         free.discard("num_envs")  # it has to be shared out evenly, which the default can be by more processes
     fixed = {name: value for name, value in vars(args).items() if name not in free}
     notes = []
-    for choice in type(args).choose(look(args.env_id, args.backend, **args.env_options), fixed):
+    for choice in own.choose(look(args.env_id, args.backend, **args.env_options), fixed):
         chosen = {name: value for name, value in choice.flags.items() if name in free and value != defaults[name]}
         if chosen:
             args = replace(args, **chosen)

@@ -4,11 +4,13 @@ import itertools
 import json
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
+from types import ModuleType
 from typing import Literal
 
 import gymnasium
 import pytest
 
+from ppo_fast import train as train_program, train_lstm
 from ppo_fast.envs.sight import Sight
 from ppo_fast.run import cli, recipe, settle
 from ppo_fast.train import Args, train
@@ -28,12 +30,14 @@ KINDS = [
 def chosen(sight: Sight, **named) -> dict:
     """All that the recipe chooses."""
     given = {"total_timesteps": 500_000, **named}
-    return {name: value for choice in recipe.vectors(sight, given) for name, value in choice.flags.items()}
+    return {name: value for choice in recipe.VECTORS.choose(sight, given) for name, value in choice.flags.items()}
 
 
-def test_its_defaults_are_those_of_the_program() -> None:
-    defaults = vars(Args())
-    assert {name: defaults[name] for name in recipe.DEFAULTS} == recipe.DEFAULTS
+@pytest.mark.parametrize(("own", "program"), [(recipe.VECTORS, train_program), (recipe.MEMORY, train_lstm)])
+def test_its_defaults_are_those_of_the_program(own: recipe.Recipe, program: ModuleType) -> None:
+    defaults = vars(program.Args())
+    assert {name: defaults[name] for name in own.defaults} == own.defaults
+    assert program.Args.by_kind is own
 
 
 @pytest.mark.parametrize("sight", KINDS, ids=str)
@@ -44,18 +48,26 @@ def test_it_chooses_flags_that_training_accepts(sight: Sight) -> None:
         if (envs or 0) * (steps or 1) > total:
             continue
         flags = chosen(sight, **named)
-        assert set(flags) <= set(recipe.DEFAULTS)
+        assert set(flags) <= set(recipe.VECTORS.defaults)
         for name, value in flags.items():  # an int where a float is meant would print, and resume, as another value
             assert type(value) is type(getattr(Args(), name)), name
         replace(Args(), **{**flags, **named}).check()
 
 
-def test_each_flag_is_chosen_once_with_a_reason() -> None:
+@pytest.mark.parametrize("own", [recipe.VECTORS, recipe.MEMORY])
+def test_each_flag_is_chosen_once_with_a_reason(own: recipe.Recipe) -> None:
     for sight in KINDS:
-        choices = recipe.vectors(sight, {"total_timesteps": 500_000})
+        choices = own.choose(sight, {"total_timesteps": 500_000})
         names = [name for choice in choices for name in choice.flags]
         assert len(set(names)) == len(names)
         assert all(choice.why and choice.flags for choice in choices)
+
+
+def test_a_memory_gets_its_own() -> None:
+    for env_id, flags in (("Pendulum-v1", ("kl", None)), ("CartPole-v1", ("linear", 0.04))):
+        args, beginning = settle.settle(train_lstm.Args(env_id=env_id))
+        assert (args.lr_schedule, args.target_kl) == flags and beginning.notes[0].startswith("recipe ")
+        assert settle.settle(train_lstm.Args(env_id=env_id, lr_schedule="constant"))[0].lr_schedule == "constant"
 
 
 def test_it_never_looks_at_a_name() -> None:
