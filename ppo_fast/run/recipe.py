@@ -2,9 +2,9 @@
 
     for choice in VECTORS.choose(sight, {"num_envs": 64}):   # Choice({"num_steps": 32, ...}, "continuous actions: ...")
 
-A recipe is at heart a function of what can be seen of an environment before training (`envs.sight`) and of the flags that are
-given. What it chooses is plain data, which a run says in its first lines, with the reasons, and keeps in config.json.
-How it was found is in benchmarks/LOG.md.
+A recipe is at heart a function of what can be seen of an environment before training (`envs.sight`) and of the flags
+that are given. What it chooses is plain data, which a run says in its first lines, with the reasons, and keeps in
+config.json. How it was found is in benchmarks/LOG.md.
 Letters: T steps, N envs.
 """
 
@@ -30,7 +30,7 @@ class Recipe(NamedTuple):
     """From what is seen, and the flags that are given, to choices. A flag that is given stays as it is in any case; no
     run is without a given total_timesteps."""
     defaults: Mapping[str, Any]
-    """What the program's defaults are where it chooses. The author of a copy who has changed one keeps what he wrote."""
+    """What the program's defaults are where it chooses. A copy that changes one of them keeps what it says."""
 
 
 def vectors(sight: Sight, given: Mapping[str, Any]) -> list[Choice]:
