@@ -10,11 +10,11 @@ threads, in several processes) is the engine's business; the block *Executables*
 Letters: T steps, N envs, B = T·N, M rows of a minibatch or of any batch, S observation shape, D numbers of an
 observation, A action dimensions, P parameters, H outputs of the policy network.
 
-Two flags of the learner steer an iteration on the device, so that the host need not look. `sound`: neither the rollout,
-nor its values, a loss or a gradient held a NaN or an infinity so far, in any process. `active`: updates are made; it
-goes off with `sound` and at --target-kl, and while it is off adam_ and adapt_ change nothing. Both are set anew in
-every iteration. After one that was not sound the session leaves a crash file and stops or, with --on-nan rollback, goes
-on from the last checkpoint with half the learning rate.
+Two flags of the learner steer an iteration on the device, so that the host need not wait to read them. `sound`:
+neither the rollout, nor its values, a logged number or a gradient held a NaN or an infinity so far, in any process.
+`active`: updates are made; it goes off with `sound` and at --target-kl, and while it is off adam_ and adapt_ change
+nothing. Both are set anew in every iteration. After one that was not sound the session leaves a crash file and stops
+or, with --on-nan rollback, goes on from the last checkpoint with half the learning rate.
 
 Under torchrun each process has its own environments, its own rows of every minibatch and a seed of its own. In `Args`
 and `train`, N and B count all processes; everywhere else N, B and `args` are one process's share. `reduce` sums over
@@ -211,7 +211,7 @@ class Rollout(NamedTuple):
     reward: Tensor  # (T, N) float32, as the environment gave it
     terminated: Tensor  # (T, N) bool
     truncated: Tensor  # (T, N) bool
-    final_obs: Tensor  # (T, N, *S) true successor of each step: where an episode ended, its own last observation
+    final_obs: Tensor  # (T, N, *S) float32, true successor of each step: at an end, the episode's own last observation
     # (T, N) bool, False for junk: gymnasium's NEXT_STEP environments use up a step for each reset. None for others.
     valid: Tensor | None
 
@@ -244,7 +244,7 @@ class Executables(NamedTuple):
     # means over the valid rows of all processes.
     gradient: Callable[[Batch], tuple[Tensor, Statistics]]
     descend: Callable[[Learner, Tensor, Tensor], Tensor]  # (learner, gradient, logged)
-    reduce: Callable[[Tensor], Tensor] | None  # sum over the processes of torchrun; None where there is one
+    reduce: Callable[[Tensor], Tensor] | None  # sum over the processes of torchrun; None for a single one
 
 
 def collect(agent: Agent, envs: environments.Environments, carry: Carry, noise: Noise) -> tuple[Carry, Rollout]:
@@ -277,7 +277,8 @@ def advantages(
         reward = agent.normalize_reward.update_(reward, done, rollout.valid, learner.sound, prepared.reduce)
     # At every end of an episode the advantage's sum stops. Terminated: the successor's value is 0, which gae sees to.
     # Truncated: it is the value of the episode's own last observation, not of the reset one that follows here. A CPU
-    # evaluates these few rows alone, by plain agent.value, since their number varies; a GPU, without a look, all rows.
+    # picks these few rows out and calls agent.value as it is, since a graph needs a fixed number of rows. On a GPU the
+    # host would have to wait for their number: there all rows are evaluated, and used only where truncated.
     timed_out = rollout.truncated & ~rollout.terminated
     next_value = ppo.successor_values(agent.value, [rollout.final_obs], timed_out, next_value)
     # A junk row stands behind an end, so it reaches no other row; in the loss it is masked.
@@ -323,7 +324,8 @@ def loss(agent: Agent, args: Args, minibatch: Batch) -> tuple[Tensor, dict[str, 
 
 
 def descend(args: Args, learner: Learner, gradient: Tensor, logged: Tensor) -> Tensor:
-    """Clip the gradient (P,) of all parameters together and take one step of Adam, in place; returns its norm before.
+    """Clip the gradient (P,) of all parameters together and take one step of Adam, in place; returns the norm that it had
+    before clipping.
 
     A NaN or infinity in the gradient or among the logged numbers ends the updates of this iteration: nothing moves any
     more. What the session does then is `--on-nan`'s business.
@@ -349,7 +351,7 @@ def epochs(
             grad_norm = prepared.descend(learner, gradient, logged.numbers)  # clip, Adam
             means.add(logged, weight=active, grad_norm=grad_norm)
         approx_kl = logged["approx_kl"]  # of the epoch's last minibatch, before its update
-        # Not after the iteration's first update alone: before it the policies are the same, and the KL is a rounding.
+        # With one minibatch an epoch, the first KL compares the policy with itself: 0 up to rounding, so it is skipped.
         if args.lr_schedule == "kl" and len(means) > 1:
             adapt_(learner, approx_kl, args.desired_kl)  # does nothing unless learner.active
         if args.target_kl is not None:
@@ -407,15 +409,17 @@ def make_iteration(
         lengths=torch.zeros(args.num_envs, dtype=torch.int64, device=engine.device),
     )
 
-    # Executables: here functions are handed to the engine. Mode "eager": they are called as written. Modes "recorded"
-    # (operations written down once, then replayed without Python) and "compiled": each of these becomes one graph, and
-    # a CPU's threads share its rows: collect, a few steps at a time, or only Agent.act where environments run on the
-    # host; value; shuffled; loss with its backward pass; descend. The rest of this file runs as Python. Beyond that the
-    # modes differ in nothing but rounding.
-    # On a GPU, in every mode unless --compile off, collect_half (not where the host steps environments) and learn_half
-    # are captured whole, once, as a CUDA graph and replayed: nothing in them may depend on a value that the host reads.
-    # Functions handed over may write into the tensors that are their arguments, and into nothing else. What they read
-    # besides, such as args, has to stay as it is.
+    # Executables: here functions are handed to the engine. Two layers, independent of each other:
+    # 1. The mode says how each function below runs. "eager" (--compile off): called as written. "recorded": its
+    #    operations are written down once and replayed without Python. "compiled": torch.compile makes kernels of them.
+    #    The functions are collect, a few steps at a time, or only Agent.act where environments run on the host; value;
+    #    shuffled; loss with its backward pass; descend. On a CPU, threads share the rows of those that have rows.
+    #    Everything else in this file is ordinary Python. Results of the modes differ by rounding and by nothing else.
+    # 2. On a GPU the whole of learn_half is captured once, as a CUDA graph, and replayed, and so is collect_half unless
+    #    environments run on the host: with any mode but --compile off. So no Python in them may depend on a tensor's
+    #    value.
+    # A function that is handed over may write only into its tensor arguments. Whatever else it reads, such as args, has
+    # to stay as it is.
     rollouts = engine.rollouts(collect, agent, envs, carry, args.num_steps)
     prepared = Executables(
         value=engine.in_parts(Agent.value, agent),
@@ -488,8 +492,8 @@ def train(
         engine = Engine(own, group, plan.mode)  # "eager", "recorded" or "compiled"
         iteration = make_iteration(own, envs, agent, learner, engine)
         for i in run.iterations(iteration):
-            if args.lr_schedule != "kl":  # which adapts it after every epoch
-                # The factor is 1, and half of it after each --on-nan rollback.
+            if args.lr_schedule != "kl":  # there `epochs` adapts it, from what it was before
+                # rate_factor begins at 1 and is halved at each --on-nan rollback, as a rate that is adapted is itself.
                 learner.learning_rate.fill_(scheduled_rate(args, i) * run.rate_factor)
             with run.environment_faults(iteration):  # one that dies is started again, or the run is saved and stops
                 iteration.collect()
