@@ -324,8 +324,8 @@ def loss(agent: Agent, args: Args, minibatch: Batch) -> tuple[Tensor, dict[str, 
 
 
 def descend(args: Args, learner: Learner, gradient: Tensor, logged: Tensor) -> Tensor:
-    """Clip the gradient (P,) of all parameters together and take one step of Adam, in place; returns the norm that it had
-    before clipping.
+    """Clip the gradient (P,) of all parameters together and take one step of Adam, in place; returns the norm before
+    clipping.
 
     A NaN or infinity in the gradient or among the logged numbers ends the updates of this iteration: nothing moves any
     more. What the session does then is `--on-nan`'s business.
