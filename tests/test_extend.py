@@ -142,7 +142,7 @@ def test_curriculum(envs: Any) -> None:
     rows = trained("curriculum", envs=envs, **flags)[1]
     expected = [min(1.0, 2 * i / 8) for i in range(8)]
     if envs is Levels:
-        assert Levels.levels == [level for level in expected for _ in range(4)]
+        assert Levels.levels == [level for level in [0.0, *expected] for _ in range(4)]
     else:
         returns = [row["charts/episodic_return"] / row["charts/episodic_length"] for row in rows]
         assert returns[0] == 0 and returns[-1] == pytest.approx(1) and returns == sorted(returns)

@@ -58,8 +58,8 @@ def load(name: object, folder: Path, trusts: bool, parts: Sequence[str] = TO_PLA
     except ModuleNotFoundError as problem:
         if problem.name is None or not f"{name}.".startswith(f"{problem.name}."):
             raise ValueError(f"{name} can't be imported: {names.first_line(problem)}") from problem
-        where = "" if is_program(name) else f"; start where {name.rpartition('.')[2]}.py lies, or set PYTHONPATH"
-        raise ValueError(f"is {name}, which is not here{where}") from problem
+        lies = f"start where {name.rpartition('.')[2]}.py lies, with your own script beside it, or set PYTHONPATH"
+        raise ValueError(f"is {name}, which is not here" + ("" if is_program(name) else f"; {lies}")) from problem
     except modules.Refused as problem:
         raise ValueError(f"is not imported: {problem}") from problem
     except NotAProgram as problem:

@@ -29,6 +29,11 @@ class Beginning:
     handed_in: Mapping[str, Any] | None = None
     """What config.json says of environments that a caller from Python has handed in; None where they are not."""
 
+    @property
+    def iteration(self) -> int:
+        """How many iterations are complete already; 0 for a new run."""
+        return 0 if self.origin is None else self.origin.checkpoint.progress.iteration
+
 
 def settle(args: Any, own: Own | None = None) -> tuple[Any, Beginning]:
     """The flags to train with, and where the run begins: `--resume`, preset and recipe applied.
