@@ -8,6 +8,7 @@ config.json. How it was found is in benchmarks/LOG.md.
 Letters: T steps, N envs.
 """
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -82,9 +83,22 @@ def _continuous(sight: Sight, given: Mapping[str, Any]) -> list[Choice]:
         Choice({**passes, **rate}, "many small updates from each, as large as the policy bears"),
         Choice({"ent_coef": 0.0}, "a deviation that is learned without a bonus"),
     ]
-    if sight.time_limit is not None and sight.time_limit <= SHORT:
-        choices.append(Choice({"gamma": 0.95}, f"episodes of {sight.time_limit} steps: what comes soon counts"))
+    choices.append(_noise(sight.action_size))
+    limit = sight.time_limit
+    if limit is not None and limit <= SHORT:
+        choices.append(Choice({"gamma": 0.95}, f"episodes of {limit} steps: what comes soon counts"))
+    elif sight.action_size == 1:
+        choices.append(Choice({"gamma": 0.999}, "one number and long episodes: the goal may be far"))
     return choices
+
+
+def _noise(numbers: int) -> Choice:
+    """How far actions of so many numbers are varied at the start."""
+    if numbers == 1:  # drawn anew in each step, a small one leads nowhere
+        return Choice({"log_std_init": 1.0}, "actions of one number: varied widely")
+    # However many joints a robot has, the norm of the noise is about 1 then.
+    deviation = round(-0.5 * math.log(numbers), 2)
+    return Choice({"log_std_init": deviation}, f"actions of {numbers} numbers: a deviation of 1 in all")
 
 
 def _rollout(given: Mapping[str, Any], num_envs: int, rows: int, most: int) -> dict[str, Any]:
@@ -115,6 +129,7 @@ VECTORS = Recipe(
         "norm_reward": False,
         "clip_vloss": True,
         "ent_coef": 0.01,
+        "log_std_init": 0.0,
     },
 )
 MEMORY = Recipe(memory, {"lr_schedule": "linear", "target_kl": None})

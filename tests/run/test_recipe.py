@@ -105,8 +105,16 @@ def test_presets_come_first_unless_the_recipe_is_asked_for() -> None:
 def test_short_episodes_are_about_what_comes_soon() -> None:
     limits = (20, 200, 201, 1000, None)
     found = [chosen(Sight("continuous", 1, "numbers", 3, limit)).get("gamma") for limit in limits]
+    assert found == [0.95, 0.95, 0.999, 0.999, 0.999]
+    found = [chosen(Sight("continuous", 3, "numbers", 3, limit)).get("gamma") for limit in limits]
     assert found == [0.95, 0.95, None, None, None]
     assert "gamma" not in chosen(Sight("discrete", 2, "numbers", 3, 20))
+
+
+def test_the_noise_of_all_numbers_together_is_as_large() -> None:
+    found = [chosen(Sight("continuous", size, "numbers", 9, 1000))["log_std_init"] for size in (1, 2, 3, 6, 17)]
+    assert found == [1.0, -0.35, -0.55, -0.9, -1.42]
+    assert "log_std_init" not in chosen(Sight("discrete", 6, "numbers", 9, 1000))
 
 
 def test_several_processes_share_the_environments_of_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
