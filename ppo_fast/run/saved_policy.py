@@ -8,6 +8,7 @@ A policy names the program that trained it, whose Args and Agent are used (see p
 """
 
 import dataclasses
+import textwrap
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple, Protocol
@@ -119,8 +120,9 @@ def rebuild_agent(program: ModuleType, flags: Any, policy: Policy, envs: Seen) -
             weights = _of_checkpoint(agent, theta, weights)
         agent.load_state_dict(weights)
     except (RuntimeError, KeyError, MemoryError) as problem:
-        reason = " ".join(str(problem).split())[:200]
-        raise ValueError(f"run: {policy.path} does not fit {flags.env_id}: {reason}") from problem
+        reason = textwrap.shorten(str(problem), 200)
+        fitting = f"does not fit {flags.env_id} and the Agent of {program.__file__}"  # of which there may be copies
+        raise ValueError(f"run: {policy.path} {fitting}: {reason}") from problem
     return agent.eval()
 
 
