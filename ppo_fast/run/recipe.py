@@ -45,7 +45,7 @@ def memory(sight: Sight, given: Mapping[str, Any]) -> list[Choice]:
     """For a policy that remembers, whose defaults fit discrete actions otherwise."""
     if sight.actions == "continuous":
         return [Choice({"lr_schedule": "kl"}, "continuous actions: steps as large as the policy bears")]
-    return [Choice({"target_kl": 0.04}, "discrete actions: no epoch after one that moved the policy far")]
+    return [Choice({"target_kl": 0.08}, "discrete actions: no epoch after one that moved the policy far")]
 
 
 def _scales(sight: Sight) -> Choice:
