@@ -188,7 +188,7 @@ def altered(folder: Path, target: Path, **facts) -> Path:
         ({"program": ["ppo_fast.train"]}, "which has no file of its own"),
         ({"program": "ppo_fast.train_gone"}, "its program is ppo_fast.train_gone, which is not here"),
         ({"env_id": None}, "does not say which environment it is for"),
-        ({"hidden_sizes": [64, 32]}, "does not fit CartPole-v1"),
+        ({"hidden_sizes": [64, 32]}, "does not fit CartPole-v1 and the Agent of "),
         ({"hidden_sizes": [-1]}, "holds flags that can't be used: --hidden-sizes: must be"),
         ({"env_id": "Pendulum-v1"}, "does not fit Pendulum-v1"),
         ({"norm_obs": True}, "does not fit CartPole-v1"),

@@ -148,6 +148,16 @@ def test_curriculum(envs: Any) -> None:
         assert returns[0] == 0 and returns[-1] == pytest.approx(1) and returns == sorted(returns)
 
 
+def test_a_curriculum_goes_on_where_it_was() -> None:
+    """The first episodes after --resume have the level of their iteration, too."""
+    own = applied("curriculum")
+    flags = {**TINY, "total_timesteps": 512, "env_kwargs": {"max_episode_steps": 5}}
+    own.train(own.Args(**flags), on_iteration=lambda now: now.stop() if now.iteration == 3 else None, envs=Levels)
+    Levels.levels.clear()
+    own.train(own.Args(resume="latest"), envs=Levels)
+    assert Levels.levels[:4] == [2 * 3 / 8] * 4
+
+
 @pytest.mark.parametrize(("backend", "groups"), [("sync", 1), ("async", 1), ("async", 2)])
 def test_a_method_of_every_environment_is_called(backend: str, groups: int, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = EnvSpec("Levels-v0", lambda **kwargs: Levels(**kwargs))

@@ -131,3 +131,30 @@ def test_an_encoder_that_refuses_is_one_line(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"^--capture-video: Staircase can't be filmed: ffmpeg.*40000") as told:
         record(staircase(indices=[1]), Upright(), 0, tmp_path / "a.mp4")
     assert "\n" not in str(told.value) and not list(tmp_path.iterdir())
+
+
+def test_an_encoder_that_refuses_late_leaves_no_empty_film(tmp_path, monkeypatch):
+    """It has made the file by then, and says nothing but its exit status."""
+    pytest.importorskip("moviepy")
+    from moviepy.video.io import ffmpeg_writer
+
+    class Writer:
+        proc = SimpleNamespace(returncode=187)
+
+        def __init__(self, filename, size, fps, **options):
+            Path(filename).write_bytes(b"")
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            pass
+
+        def write_frame(self, frame):
+            pass
+
+    monkeypatch.setattr(ffmpeg_writer, "FFMPEG_VideoWriter", Writer)
+    monkeypatch.setattr(Staircase, "render", lambda self: np.zeros((16, 16, 3), np.uint8))
+    with pytest.raises(ValueError, match=r"can't be filmed: ffmpeg does not take"):
+        record(staircase(indices=[1]), Upright(), 0, tmp_path / "a.mp4")
+    assert not list(tmp_path.iterdir())

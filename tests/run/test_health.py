@@ -1,10 +1,14 @@
 """Health advice: each line of the table on both sides of its threshold, and its persistence over a run."""
 
+import json
 import math
+from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from ppo_fast.run.health import KEYS, RULES, Critic, Health, check
+from ppo_fast.train import Args, train
 
 GOOD = {
     "global_step": 1000,
@@ -227,3 +231,12 @@ def test_summary_has_the_advice_of_the_end_once():
     health = Health(10_000, 0.7)
     feed(health, [{"losses/clipfrac": 0.5}] * 30)
     assert [advice.key for advice in health.summary()] == ["clip_fraction"]
+
+
+@pytest.mark.parametrize(("schedule", "advised"), [("kl", 0), ("constant", 1)])
+def test_a_run_says_which_rate_it_has(tmp_path: Path, schedule: Literal["kl", "constant"], advised: int) -> None:
+    """Nearly every ratio is clipped."""
+    small = {"num_envs": 4, "num_steps": 16, "total_timesteps": 64 * 12, "eval_episodes": 0, "compile": "off"}
+    train(Args(**small, quiet=True, clip_coef=1e-6, lr_schedule=schedule, run_root=str(tmp_path)))
+    (path,) = tmp_path.glob("*/metrics.jsonl")
+    assert json.loads(path.read_text().splitlines()[-1])["health/clip_fraction"] == advised
