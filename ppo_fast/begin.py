@@ -4,6 +4,7 @@
 imported here.
 """
 
+import gc
 import os
 import signal
 import sys
@@ -21,6 +22,7 @@ def register_command() -> None:
     if not _is_command():
         return
     open_standard_streams()
+    gc.disable()  # until `imported`: to look through torch's half a million objects takes 0.1 s, and finds nothing
     # One that is ignored, as for a job in the background of a script, stays ignored.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, leave)
@@ -50,6 +52,7 @@ def open_standard_streams() -> list[int]:
 
 def imported() -> None:
     """The program begins: Ctrl-C raises KeyboardInterrupt, and a second one ends it where it stands."""
+    gc.enable()
     if signal.getsignal(signal.SIGINT) is leave:
         signal.signal(signal.SIGINT, interrupt)
         sys.unraisablehook = say_or_interrupt_again
