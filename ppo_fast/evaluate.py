@@ -58,6 +58,8 @@ class Args:
     """number of episodes, one an environment; 100, and 3 in a window, unless given"""
     policy: Literal["both", "greedy", "sampled"] = "both"
     """the most likely actions, actions drawn from the policy, or both one after the other"""
+    env_kwargs: dict[str, Any] = dataclasses.field(default_factory=dict)
+    """keywords for the environment beside those of the run, which they change: --env-kwargs max_episode_steps=1000"""
     max_steps: Annotated[int | None, Range(1)] = None
     """steps of an episode, at most; the run's --eval-max-steps unless given"""
     seconds: Annotated[float | None, Range(0, above=True)] = None
@@ -200,9 +202,10 @@ def _without_flag(text: str) -> str:
 
 def lines(result: dict[str, Any]) -> list[str]:
     """The result as it is printed."""
+    given = "".join(f" {name}={value}" for name, value in result.get("env_kwargs", {}).items())
     said = [
         f"policy       {result['policy']}",
-        f"environment  {result['env_id']}, backend {result['backend']}, seed {result['seed']}",
+        f"environment  {result['env_id']}{given}, backend {result['backend']}, seed {result['seed']}",
     ]
     for name in ("greedy", "sampled"):
         if name in result:
@@ -236,6 +239,7 @@ def evaluate(args: Args, **own: Unpack[environments.Own]) -> dict[str, Any]:
     for note in policy.notes:
         print(f"note: {note}", file=sys.stderr, flush=True)
     program, flags, imports = rebuild_flags(policy, args.trust)
+    flags = dataclasses.replace(flags, env_kwargs={**flags.env_kwargs, **args.env_kwargs})
     found = handed.take(own, flags.env_id.removeprefix(handed.PREFIX), flags.env_kwargs)
     if found is not None:
         flags = dataclasses.replace(flags, env_id=found.env_id, num_envs=found.num_envs or flags.num_envs)
@@ -270,6 +274,8 @@ def evaluate(args: Args, **own: Unpack[environments.Own]) -> dict[str, Any]:
 def results(args: Args, policy: Policy, flags: Any, agent: Any, envs: Environments, seed: int) -> dict[str, Any]:
     """What `--json` prints of an agent that plays in these environments, which are closed here; films it, too."""
     found: dict[str, Any] = {"policy": str(policy.path), "env_id": flags.env_id, "backend": envs.backend, "seed": seed}
+    if flags.env_kwargs:
+        found["env_kwargs"] = dict(flags.env_kwargs)
     if args.video:  # first: what can't be filmed is told before many episodes are played
         found["video"] = str(film(args, flags, agent, envs.device, seed, policy.folder))
     found |= play_with(agent, args.policy, envs, seed, args.episodes or EPISODES, limits_of(args, flags))

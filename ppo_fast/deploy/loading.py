@@ -29,10 +29,18 @@ def load(run: str, run_root: Path, seed: int | None, trusts: bool) -> Policy:
         text = str(problem)
         for flag, argument in ARGUMENTS.items():
             text = text.replace(flag, argument)
-        raise ValueError(text) from problem
+        raise ValueError(text) from _first_cause(problem)
     for note in found.notes:
         warnings.warn(note, stacklevel=3)
     return Policy(found.player, found.own, flags_in(found.facts), found.path, seed)
+
+
+def _first_cause(problem: BaseException) -> BaseException | None:
+    """What another library said, which helps; how one line here was made of another does not."""
+    cause = problem.__cause__
+    while isinstance(cause, ValueError) and cause.__cause__ is not None:
+        cause = cause.__cause__
+    return None if type(cause) is ValueError else cause
 
 
 def _find(run: str, run_root: Path, trusts: bool) -> Found:
