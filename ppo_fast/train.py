@@ -57,8 +57,7 @@ class Args(RunFlags):
     """The flags of the algorithm; names and meaning are CleanRL's where it has them."""
 
     by_kind: ClassVar[recipe.Recipe | None] = recipe.VECTORS  # sets what nobody names, by the kind of environment
-    exp_name: str = Path(__file__).stem
-    """name of the experiment, part of the run folder's name"""
+    exp_name: str = Path(__file__).stem  # part of the run folder's name
     learning_rate: Annotated[float, Range(0), Alias("--lr")] = 2.5e-3
     """Adam's learning rate at the start"""
     num_envs: Annotated[int, Range(1)] = 64

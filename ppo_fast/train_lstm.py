@@ -63,8 +63,7 @@ class Args(RunFlags):
 
     has_presets: ClassVar[bool] = False  # those were found without a memory
     by_kind: ClassVar[recipe.Recipe | None] = recipe.MEMORY  # sets what nobody names, by the kind of environment
-    exp_name: str = Path(__file__).stem
-    """name of the experiment, part of the run folder's name"""
+    exp_name: str = Path(__file__).stem  # part of the run folder's name
     learning_rate: Annotated[float, Range(0), Alias("--lr")] = 1e-3
     """Adam's learning rate at the start"""
     num_envs: Annotated[int, Range(1)] = 16

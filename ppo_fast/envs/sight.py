@@ -2,17 +2,23 @@
 
     sight = look("Hopper-v5", "auto")     # Sight(actions="continuous", ..., time_limit=1000)
 
-One environment is made, asked for its spaces and its time limit, and closed; it is not stepped.
+One environment is made, asked for its spaces and its time limit, and closed. Where actions are numbers it is also
+watched for some steps, in which nothing is done.
 """
 
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import torch
 from gymnasium import spaces
 
-from ppo_fast.envs import factory
+from ppo_fast.envs import factory, handed
+from ppo_fast.envs.contract import Environments
 from ppo_fast.envs.keywords import step_limit
+
+SEED = 0
+WATCHED = 256  # steps, within which what falls has fallen
 
 
 @dataclass(frozen=True)
@@ -29,6 +35,10 @@ class Sight:
     """Numbers of an observation, as a program sees it."""
     time_limit: int | None
     """Steps after which an episode is truncated; None where nobody says so."""
+    sparse: bool = False
+    """The action 0 again and again ends no episode, and is rewarded the same each time: what a reward is for has to be
+    found first. Always False for discrete actions, none of which is to do nothing, and for a vector that was handed in
+    ready-made, which is the caller's to step."""
 
 
 def look(env_id: str, backend: str = "auto", **options: Any) -> Sight:
@@ -51,12 +61,28 @@ def look(env_id: str, backend: str = "auto", **options: Any) -> Sight:
             actions, action_size = "discrete", int(space.nvec.sum())
         else:
             actions, action_size = "discrete", int(getattr(space, "n", 1))
+        limit = step_limit(env, options.get("env_kwargs") or {})
+        may_watch = actions == "continuous" and not handed.is_ready_made(env_id)
         return Sight(
             actions=actions,
             action_size=action_size,
             observation="table" if isinstance(env.own_spaces.observation, spaces.Discrete) else "numbers",
             observation_size=math.prod(env.single_observation_space.shape),
-            time_limit=step_limit(env, options.get("env_kwargs") or {}),
+            time_limit=limit,
+            sparse=may_watch and _is_sparse(env, action_size, limit or WATCHED + 1),
         )
     finally:
         env.close()
+
+
+def _is_sparse(env: Environments, action_size: int, limit: int) -> bool:
+    """See Sight.sparse."""
+    nothing = torch.zeros(1, action_size)
+    env.reset(seed=SEED)
+    rewards = []
+    for _ in range(min(limit - 1, WATCHED)):
+        _, reward, terminated, truncated, _ = env.step(nothing)
+        rewards.append(float(reward))
+        if rewards[-1] != rewards[0] or bool(terminated | truncated):
+            return False
+    return len(rewards) > 1

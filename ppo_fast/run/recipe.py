@@ -24,6 +24,9 @@ class Choice(NamedTuple):
     why: str
 
 
+FAR = Choice({"log_std_init": 1.0, "gamma": 0.999}, "rewards only at a goal: varied widely, and what is far counts")
+
+
 class Recipe(NamedTuple):
     """What sets the flags that nobody names."""
 
@@ -44,7 +47,8 @@ def vectors(sight: Sight, given: Mapping[str, Any]) -> list[Choice]:
 def memory(sight: Sight, given: Mapping[str, Any]) -> list[Choice]:
     """For a policy that remembers, whose defaults fit discrete actions otherwise."""
     if sight.actions == "continuous":
-        return [Choice({"lr_schedule": "kl"}, "continuous actions: steps as large as the policy bears")]
+        follow = Choice({"lr_schedule": "kl"}, "continuous actions: steps as large as the policy bears")
+        return [follow, FAR] if _is_far(sight) else [follow]
     return [Choice({"target_kl": 0.08}, "discrete actions: no epoch after one that moved the policy far")]
 
 
@@ -83,22 +87,22 @@ def _continuous(sight: Sight, given: Mapping[str, Any]) -> list[Choice]:
         Choice({**passes, **rate}, "many small updates from each, as large as the policy bears"),
         Choice({"ent_coef": 0.0}, "a deviation that is learned without a bonus"),
     ]
-    choices.append(_noise(sight.action_size))
     limit = sight.time_limit
+    if _is_far(sight):
+        return [*choices, FAR]
+    # However many joints a robot has, the norm of the noise is about 1 then.
+    deviation = -0.5 * math.log(sight.action_size) if sight.action_size > 1 else 0.0
+    noise = {"log_std_init": round(deviation, 2)}
+    choices.append(Choice(noise, f"actions of {sight.action_size} numbers: a deviation of 1 in all"))
     if limit is not None and limit <= SHORT:
         choices.append(Choice({"gamma": 0.95}, f"episodes of {limit} steps: what comes soon counts"))
-    elif sight.action_size == 1:
-        choices.append(Choice({"gamma": 0.999}, "one number and long episodes: the goal may be far"))
     return choices
 
 
-def _noise(numbers: int) -> Choice:
-    """How far actions of so many numbers are varied at the start."""
-    if numbers == 1:  # drawn anew in each step, a small one leads nowhere
-        return Choice({"log_std_init": 1.0}, "actions of one number: varied widely")
-    # However many joints a robot has, the norm of the noise is about 1 then.
-    deviation = round(-0.5 * math.log(numbers), 2)
-    return Choice({"log_std_init": deviation}, f"actions of {numbers} numbers: a deviation of 1 in all")
+def _is_far(sight: Sight) -> bool:
+    """Whether noise that is drawn anew in each step would lead nowhere if it were small. With more numbers it need not
+    be larger: one of them finds something (LOG.md: it helps one task of five, and harms two)."""
+    return sight.sparse and sight.action_size == 1
 
 
 def _rollout(given: Mapping[str, Any], num_envs: int, rows: int, most: int) -> dict[str, Any]:
@@ -132,4 +136,4 @@ VECTORS = Recipe(
         "log_std_init": 0.0,
     },
 )
-MEMORY = Recipe(memory, {"lr_schedule": "linear", "target_kl": None})
+MEMORY = Recipe(memory, {"lr_schedule": "linear", "target_kl": None, "gamma": 0.99, "log_std_init": 0.5})

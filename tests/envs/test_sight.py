@@ -1,6 +1,7 @@
 """What can be seen of an environment before anything is trained on it."""
 
 import gymnasium
+import numpy as np
 import pytest
 from gymnasium import spaces
 
@@ -14,6 +15,10 @@ from ppo_fast.envs.sight import Sight, look
         ("CartPole-v1", "async", Sight("discrete", 2, "numbers", 4, 500)),
         ("CartPole-v1", "envpool", Sight("discrete", 2, "numbers", 4, 500)),
         ("Pendulum-v1", "auto", Sight("continuous", 1, "numbers", 3, 200)),
+        ("MountainCarContinuous-v0", "auto", Sight("continuous", 1, "numbers", 2, 999, sparse=True)),
+        ("MountainCarContinuous-v0", "sync", Sight("continuous", 1, "numbers", 2, 999, sparse=True)),
+        ("InvertedPendulum-v5", "sync", Sight("continuous", 1, "numbers", 4, 1000)),  # +1 a step, until it falls
+        ("BallInCupCatch-v1", "auto", Sight("continuous", 2, "numbers", 8, 1000, sparse=True)),
         ("FrozenLake-v1", "auto", Sight("discrete", 4, "table", 16, 100)),
         ("CliffWalking-v1", "auto", Sight("discrete", 4, "table", 48, None)),
         ("CheetahRun-v1", "auto", Sight("continuous", 6, "numbers", 17, 1000)),  # envpool's alone
@@ -48,6 +53,51 @@ class Parts(gymnasium.Env):
 def test_parts_are_counted_together() -> None:
     gymnasium.register("SightOfParts-v0", lambda **_: Parts())
     assert look("SightOfParts-v0") == Sight("discrete", 7, "numbers", 5, None)
+
+
+class Paid(gymnasium.Env):
+    """Rewarded by a sequence, over and over, for at most so many steps."""
+
+    observation_space = spaces.Box(-1, 1, (2,))
+    action_space = spaces.Box(np.array([0, -1], np.float32), np.array([4, 1], np.float32))
+
+    def __init__(self, rewards, ends_at=None):
+        self.rewards, self.ends_at, self.actions = rewards, ends_at, []
+
+    def reset(self, *, seed=None, options=None):
+        self.steps = 0
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        self.actions.append(action)
+        self.steps += 1
+        reward = self.rewards[self.steps % len(self.rewards)]
+        return np.zeros(2, np.float32), reward, self.steps == self.ends_at, False, {}
+
+
+@pytest.mark.parametrize(
+    ("rewards", "ends_at", "limit", "sparse"),
+    [
+        ([-0.3], None, 1000, True),
+        ([1.0], None, None, True),
+        ([1.0], 200, None, False),
+        ([1.0], 200, 100, True),  # an end that nobody reaches
+        ([0.0, 1e-3], None, 1000, False),
+        ([0.0] * 200 + [1.0], None, 1000, False),
+        ([0.0], None, 2, False),  # one reward says nothing
+        ([0.0], None, 1, False),
+    ],
+)
+def test_rewards_are_sparse_where_doing_nothing_tells_nothing(
+    rewards: list[float], ends_at: int | None, limit: int | None, sparse: bool
+) -> None:
+    made = Paid(rewards, ends_at)
+    gymnasium.register("SightOfRewards-v0", lambda **_: made, max_episode_steps=limit)
+    try:
+        assert look("SightOfRewards-v0", "sync").sparse is sparse
+    finally:
+        gymnasium.registry.pop("SightOfRewards-v0")
+    assert all(np.array_equal(action, [0, 0]) for action in made.actions)
 
 
 def test_an_unknown_id_is_one_line() -> None:

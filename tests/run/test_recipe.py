@@ -20,10 +20,11 @@ pytestmark = pytest.mark.fitted
 ACTIONS: list[tuple[Literal["discrete", "continuous"], int]] = [("discrete", 2), ("continuous", 1), ("continuous", 17)]
 OBSERVATIONS: list[tuple[Literal["table", "numbers"], int]] = [("table", 16), ("numbers", 3), ("numbers", 376)]
 KINDS = [
-    Sight(actions, action_size, observation, observation_size, limit)
+    Sight(actions, action_size, observation, observation_size, limit, sparse)
     for actions, action_size in ACTIONS
     for observation, observation_size in OBSERVATIONS
     for limit in (None, 20, 200, 1000, 27_000)
+    for sparse in ((False, True) if actions == "continuous" else (False,))
 ]
 
 
@@ -70,9 +71,19 @@ def test_a_memory_gets_its_own() -> None:
         assert settle.settle(train_lstm.Args(env_id=env_id, lr_schedule="constant"))[0].lr_schedule == "constant"
 
 
+def test_one_number_and_a_goal_far_away_get_more_noise() -> None:
+    for program in (train_program, train_lstm):
+        for env_id, far in (("MountainCarContinuous-v0", True), ("InvertedPendulum-v5", False), ("Pendulum-v1", False)):
+            args, _ = settle.settle(program.Args(env_id=env_id, recipe=True))
+            assert (args.log_std_init == 1.0 and args.gamma == 0.999) is far, env_id
+    for size in (1, 2):
+        sparse = Sight("continuous", size, "numbers", 3, 1000, sparse=True)
+        assert (chosen(sparse).get("gamma") == 0.999) is (size == 1)
+
+
 def test_it_never_looks_at_a_name() -> None:
     assert {field.name for field in fields(Sight)} == {
-        *("actions", "action_size", "observation", "observation_size", "time_limit"),
+        *("actions", "action_size", "observation", "observation_size", "time_limit", "sparse"),
     }
 
 
@@ -104,16 +115,15 @@ def test_presets_come_first_unless_the_recipe_is_asked_for() -> None:
 
 def test_short_episodes_are_about_what_comes_soon() -> None:
     limits = (20, 200, 201, 1000, None)
-    found = [chosen(Sight("continuous", 1, "numbers", 3, limit)).get("gamma") for limit in limits]
-    assert found == [0.95, 0.95, 0.999, 0.999, 0.999]
-    found = [chosen(Sight("continuous", 3, "numbers", 3, limit)).get("gamma") for limit in limits]
-    assert found == [0.95, 0.95, None, None, None]
+    for size in (1, 3):
+        found = [chosen(Sight("continuous", size, "numbers", 3, limit)).get("gamma") for limit in limits]
+        assert found == [0.95, 0.95, None, None, None]
     assert "gamma" not in chosen(Sight("discrete", 2, "numbers", 3, 20))
 
 
 def test_the_noise_of_all_numbers_together_is_as_large() -> None:
     found = [chosen(Sight("continuous", size, "numbers", 9, 1000))["log_std_init"] for size in (1, 2, 3, 6, 17)]
-    assert found == [1.0, -0.35, -0.55, -0.9, -1.42]
+    assert found == [0.0, -0.35, -0.55, -0.9, -1.42]
     assert "log_std_init" not in chosen(Sight("discrete", 6, "numbers", 9, 1000))
 
 
