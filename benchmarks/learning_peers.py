@@ -31,7 +31,6 @@ import tyro
 
 from ppo_fast.run.flags import Range
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "coming-from.md"
 SB3 = "Stable-Baselines3's PPO"  # the name of its line there; CleanRL's have those of its scripts
 
 Curve = list[tuple[int, float]]
@@ -61,7 +60,8 @@ class Args:
 
 def our_line(name: str) -> list[str]:
     """The words behind the program's name of the command of docs/coming-from.md that ends with this comment."""
-    text = PAGE.read_text().replace("\\\n", " ")
+    page = Path(__file__).resolve().parent.parent / "docs" / "coming-from.md"
+    text = page.read_text().replace("\\\n", " ")
     [line] = re.findall(rf"^python -m ppo_fast\.train (.*)  # {re.escape(name)}$", text, re.MULTILINE)
     return shlex.split(line)
 
