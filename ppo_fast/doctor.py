@@ -15,7 +15,7 @@ import re
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Unpack
 
 import tyro
 
@@ -23,6 +23,7 @@ from ppo_fast.checkup import examination, report
 from ppo_fast.checkup.apart import Death, apart
 from ppo_fast.checkup.examination import Diagnosis
 from ppo_fast.checkup.findings import Finding, Tell
+from ppo_fast.envs import Own, handed
 from ppo_fast.run import cli, programs, settle
 from ppo_fast.run.cli import Range
 from ppo_fast.run.flags import check_ranges, plain_args
@@ -67,9 +68,18 @@ class Args:
 
 
 @guest
-def doctor(args: Args) -> dict[str, Any]:
-    """Look and print; returns what `--json` prints, with "exit_status". A flag that can't be used is a ValueError."""
+def doctor(args: Args, **own: Unpack[Own]) -> dict[str, Any]:
+    """Look and print; returns what `--json` prints, with "exit_status". A flag that can't be used is a ValueError.
+
+    `envs` and `wrappers` are environments of the caller's own, as train() takes them: a function or a class that makes
+    one, or a vector of so many; not a vector ready-made, since several are looked at.
+    """
     args = plain_args(args)
+    found = handed.take(own, args.env, args.env_kwargs)
+    if found is not None:
+        if found.num_envs is not None:
+            raise ValueError("envs: several are looked at; hand in what makes them, not a vector ready-made")
+        args = replace(args, env=found.env_id)
     args.check()
     diagnosis = _examine_apart(args) if args.apart else _examine(args)
     found = report.as_json(diagnosis)

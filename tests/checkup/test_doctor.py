@@ -4,6 +4,7 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -279,3 +280,50 @@ def test_a_signal_is_no_finding() -> None:
 def test_every_fault_has_an_environment() -> None:
     examined("faulty_envs:Sound-v0", steps=10)
     assert all(f"{name}-v0" in gymnasium.registry for name, _, _ in FAULTS)
+
+
+class Passing(gymnasium.Env):
+    """Nobody has registered it."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,))
+    action_space = gymnasium.spaces.Discrete(2)
+
+    def __init__(self, reward: float = 1.0):
+        self.reward = reward
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[np.ndarray, dict]:
+        super().reset(seed=seed)
+        return self.np_random.uniform(-1, 1, 2).astype(np.float32), {}
+
+    def step(self, action: Any) -> tuple[np.ndarray, float, bool, bool, dict]:
+        return (
+            self.np_random.uniform(-1, 1, 2).astype(np.float32),
+            self.reward,
+            self.np_random.random() < 0.1,
+            False,
+            {},
+        )
+
+
+QUICK = Args(steps=200, seconds=5, pace=False)
+
+
+@pytest.mark.parametrize("apart", [True, False])
+def test_environments_that_nobody_registered(apart: bool, capsys: pytest.CaptureFixture[str]) -> None:
+    before = set(gymnasium.registry)
+    args = replace(QUICK, apart=apart)
+    assert doctor(args, envs=Passing)["exit_status"] == 0
+    assert "environment     own/Passing" in capsys.readouterr().out
+    found = doctor(replace(args, env_kwargs={"reward": 1e20}), envs=Passing)
+    assert "huge-reward" in [finding["kind"] for finding in found["findings"]]
+    twice = [lambda env: gymnasium.wrappers.TransformReward(env, lambda reward: 2 * float(reward))]
+    assert doctor(replace(args, env="CartPole-v1"), wrappers=twice)["facts"][0]["reward"]["mean"] == 2
+    assert set(gymnasium.registry) == before
+
+
+def test_a_vector_ready_made_is_one_line() -> None:
+    envs = gymnasium.make_vec("CartPole-v1", num_envs=2)
+    with pytest.raises(ValueError, match=r"^envs: several are looked at"):
+        doctor(QUICK, envs=envs)
+    with pytest.raises(ValueError, match=r"^env: name an environment"):
+        doctor(QUICK)
