@@ -315,7 +315,7 @@ def test_environments_that_nobody_registered(apart: bool, capsys: pytest.Capture
     assert doctor(args, envs=Passing)["exit_status"] == 0
     assert "environment     own/Passing" in capsys.readouterr().out
     found = doctor(replace(args, env_kwargs={"reward": 1e20}), envs=Passing)
-    assert "huge-reward" in [finding["kind"] for finding in found["findings"]]
+    assert "huge-reward" in [finding["key"] for finding in found["findings"]]
     twice = [lambda env: gymnasium.wrappers.TransformReward(env, lambda reward: 2 * float(reward))]
     assert doctor(replace(args, env="CartPole-v1"), wrappers=twice)["facts"][0]["reward"]["mean"] == 2
     assert set(gymnasium.registry) == before
