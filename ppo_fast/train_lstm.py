@@ -9,23 +9,27 @@ through whole sequences of steps again, from what was remembered at their first 
 
 The algorithm is written eagerly, in the order in which it happens: collect, advantages, loss, descend, epochs, learn;
 `train` at the end loops over collect and learn. How these functions run (recorded, compiled, in CUDA graphs, on
-threads, in several processes) is the engine's business; the block *Executables* hands them over (docs/engine.md).
+threads, in several processes) is the engine's business; `make_iteration` hands them over (docs/engine.md). All but
+`loss` runs without gradients.
 
 Letters: T steps, N envs, B = T·N, M rows of any batch, L steps of a sequence, R = B / L sequences, S observation shape,
 D numbers of an observation, A action dimensions, P parameters, H units of the LSTM, F outputs of the policy network.
 
-Two flags of the learner steer an iteration on the device, so that the host need not wait to read them. `sound`:
-neither the rollout, nor its values, a logged number or a gradient held a NaN or an infinity so far, in any process.
-`active`: updates are made; it goes off with `sound` and at --target-kl, and while it is off adam_ and adapt_ change
-nothing. Both are set anew in every iteration. After one that was not sound the session leaves a crash file and stops
-or, with --on-nan rollback, goes on from the last checkpoint with half the learning rate.
+Two flags of the learner steer an iteration on the device, so that the host need not wait to read them. `sound`: no NaN
+or infinity so far, in any process, in observations, rewards, values, the numbers that `loss` logs, or a gradient; while
+it is off the normalisers change nothing. `active`: updates are made; it goes off with `sound` and at --target-kl, and
+while it is off adam_ and adapt_ change nothing. Both are set anew in every iteration. After one that was not sound the
+session leaves a crash file; then it stops or, with --on-nan rollback, puts everything back as in the last checkpoint
+and goes on with half the learning rate.
 
-Under torchrun each process has its own environments, its own sequences of every minibatch and a seed of its own. In
-`Args` and `train`, N and B count all processes; everywhere else N, B and `args` are one process's share. `reduce` sums
-over the processes: the gradient and the numbers that `loss` logs; the sums behind the advantages' mean and deviation;
-the normalisers' statistics; whether a number was not finite. So parameters, KL, `sound` and `active` are equal
-everywhere.
-The session adds up or averages what an iteration logs.
+Under torchrun each process has its own environments, its own sequences of every minibatch and a seed of its own.
+`train` has two sets of flags: `args` of all processes together, which say how many iterations there are, and how the
+learning rate falls; and `own`, this process's share. Every function between `setup` and `learn` is given that as
+`args`, so N and B are those of one process there.
+These are summed over the processes (`reduce`): the gradient and the numbers that `loss` logs, before they come to
+`descend`; the sums behind the advantages' mean and deviation; the normalisers' statistics; whether a number was not
+finite. So parameters, KL, `sound` and `active` are equal everywhere.
+Of what an iteration logs the session adds up the `sums` of all processes and averages the `means`.
 """
 
 import math
@@ -62,7 +66,8 @@ class Args(RunFlags):
     """The flags of the algorithm; names and meaning are CleanRL's where it has them."""
 
     has_presets: ClassVar[bool] = False  # those were found without a memory
-    by_kind: ClassVar[recipe.Recipe | None] = recipe.MEMORY  # sets what nobody names, by the kind of environment
+    by_kind: ClassVar[recipe.Recipe | None] = recipe.MEMORY
+    """What replaces those of the defaults below that the user has not named, by the kind of environment."""
     exp_name: str = Path(__file__).stem  # part of the run folder's name
     learning_rate: Annotated[float, Range(0), Alias("--lr")] = 1e-3
     """Adam's learning rate at the start"""
@@ -71,11 +76,11 @@ class Args(RunFlags):
     num_steps: Annotated[int, Range(1)] = 128
     """T, steps of each environment between two updates"""
     anneal_lr: bool = True
-    """--no-anneal-lr is --lr-schedule constant"""
+    """--no-anneal-lr turns linear into constant; nothing to kl"""
     lr_schedule: Literal["linear", "constant", "kl"] = "linear"
     """of the learning rate: linearly to 0, constant, or up and down so that approx_kl stays near desired_kl"""
     desired_kl: Annotated[float, Range(0, above=True)] = 0.01
-    """approx_kl of an update that --lr-schedule kl aims at"""
+    """approx_kl of an epoch's last minibatch that --lr-schedule kl aims at"""
     gamma: Annotated[float, Range(0, 1)] = 0.99
     """discount γ"""
     gae_lambda: Annotated[float, Range(0, 1)] = 0.95
@@ -258,9 +263,8 @@ class Rollout(NamedTuple):
     reward: Tensor  # (T, N) float32, as the environment gave it
     terminated: Tensor  # (T, N) bool
     truncated: Tensor  # (T, N) bool
-    final_obs: Tensor  # (T, N, *S) float32, true successor of each step: at an end, the episode's own last observation
-    # (T, N) bool, False for junk: gymnasium's NEXT_STEP environments use up a step for each reset. None for others.
-    valid: Tensor | None
+    final_obs: Tensor  # (T, N, *S) float32, what the step led to: obs of the next row or, at an episode's end, its last
+    valid: Tensor | None  # (T, N) bool, False for junk, which a NEXT_STEP environment's reset leaves; None: no junk
 
 
 class Batch(NamedTuple):
@@ -286,7 +290,7 @@ class Episodes(NamedTuple):
 
 
 class Executables(NamedTuple):
-    """Functions of this file as the engine runs them, with their first arguments filled in by `make_iteration`."""
+    """What the engine made of functions of this file, with their first arguments filled in by `make_iteration`."""
 
     value: Callable[[Tensor, Tensor, Tensor], Tensor]  # (obs, hidden, cell): Agent.value
     shuffled: Callable[[Batch, Tensor], Batch]  # (batch, order)
@@ -306,13 +310,14 @@ def collect(agent: Agent, envs: environments.Environments, carry: Carry, noise: 
         state, step = envs.advance(state, action, env_noise)
         result = (step.reward, step.terminated, step.truncated, step.final_obs, step.valid)
         steps.append((obs, hidden, cell, action, outputs, *result))
-        # Where an episode ended, the first one of the next; in NEXT_STEP environments the junk row comes in between.
+        # After an end obs is the first one of the next episode. NEXT_STEP environments have a junk row before it: its
+        # obs is the old episode's last, its action is ignored, its step leads to the reset.
         obs = step.obs
         forgets = forgotten(step)[:, None]
         hidden = torch.where(forgets, 0.0, next_hidden)
         cell = torch.where(forgets, 0.0, next_cell)
     all_obs, hiddens, cells, actions, all_outputs, *results = ppo.stacked(steps)  # (T, N, ...) each
-    log_prob = agent.head.log_prob(all_outputs, actions)  # from what the policy said then, all steps at once
+    log_prob = agent.head.log_prob(all_outputs, actions)  # of what they were drawn from, all at once
     return Carry(state, obs, hidden, cell), Rollout(all_obs, hiddens, cells, actions, log_prob, *results)
 
 
@@ -338,11 +343,11 @@ def advantages(
     reward, done = rollout.reward, rollout.terminated | rollout.truncated
     if agent.normalize_reward is not None:
         reward = agent.normalize_reward.update_(reward, done, rollout.valid, learner.sound, prepared.reduce)
-    # At every end of an episode the advantage's sum stops. Terminated: the successor's value is 0, which gae sees to.
-    # Truncated: it is the value of the episode's own last observation, with all of the episode remembered, not of the
-    # reset one that follows here. A CPU picks these few rows out and calls agent.value_after as it is, since a graph
-    # needs a fixed number of rows. On a GPU the host would have to wait for their number: there all rows are evaluated,
-    # and used only where truncated.
+    # An end of an episode stops the sum of gae. Terminated: the value of what follows is 0, which gae sees to.
+    # Truncated: it is that of the episode's last observation, final_obs, with all of the episode remembered, not of the
+    # next row, another episode's first.
+    # How: a CPU evaluates the truncated rows alone, by agent.value_after(*rows) as written, since their number varies.
+    # A GPU evaluates all, and uses those, since to know their number the host would have to wait.
     timed_out = rollout.truncated & ~rollout.terminated
     rows = (rollout.final_obs, rollout.obs, rollout.hidden, rollout.cell)
     next_value = ppo.successor_values(agent.value_after, rows, timed_out, next_value)
@@ -408,8 +413,8 @@ def descend(args: Args, learner: Learner, gradient: Tensor, logged: Tensor) -> T
     """Clip the gradient (P,) of all parameters together and take one step of Adam, in place; returns the norm before
     clipping.
 
-    A NaN or infinity in the gradient or among the logged numbers ends the updates of this iteration: nothing moves any
-    more. What the session does then is `--on-nan`'s business.
+    After a NaN or infinity in the gradient or among the logged numbers nothing moves any more in this iteration. What
+    the session does then is `--on-nan`'s business.
     """
     gradient, norm = clip_gradient(gradient, args.max_grad_norm)
     learner.sound.logical_and_(torch.cat([logged, norm[None]]).isfinite().all())
@@ -421,24 +426,26 @@ def descend(args: Args, learner: Learner, gradient: Tensor, logged: Tensor) -> T
 def epochs(
     args: Args, learner: Learner, batch: Batch, generator: torch.Generator, prepared: Executables
 ) -> dict[str, Tensor]:
-    """K passes over the batch in shuffled minibatches; the mean of what was logged, over the updates that were made."""
+    """K passes over the batch in shuffled minibatches; the mean of what was logged, over the updates for which `active`
+    was on before them."""
     means = Means()
     sizes = ppo.even_sizes(args.num_sequences, args.num_minibatches)
-    for _ in range(args.update_epochs):
+    for epoch in range(args.update_epochs):
         order = torch.randperm(args.num_sequences, generator=generator, device=generator.device)
         for minibatch in ppo.split(prepared.shuffled(batch, order), sizes):  # every sequence once
-            active = learner.active.float()  # 0 after a stop: this update then counts for nothing
+            active = learner.active.float()  # 0 after a stop: then this update has no effect, and no weight
             gradient, logged = prepared.gradient(minibatch)  # loss, backward
             grad_norm = prepared.descend(learner, gradient, logged.numbers)  # clip, Adam
             means.add(logged, weight=active, grad_norm=grad_norm)
         approx_kl = logged["approx_kl"]  # of the epoch's last minibatch, before its update
-        # With one minibatch an epoch, the first KL compares the policy with itself: 0 up to rounding, so it is skipped.
-        if args.lr_schedule == "kl" and len(means) > 1:
+        is_first_update = epoch == 0 and len(sizes) == 1  # its KL compares the policy with itself: 0 up to rounding
+        if args.lr_schedule == "kl" and not is_first_update:
             # A policy that is sure of itself hardly changes, whatever the rate; its memory would break at a large one.
             adapt_(learner, approx_kl, args.desired_kl, high=2 * args.learning_rate)  # nothing unless learner.active
         if args.target_kl is not None:
             learner.active.logical_and_(approx_kl <= args.target_kl)
-            # To look at `active` the host would have to wait for a GPU: there the other updates run, without effect.
+            # To look at `active` the host would have to wait for a GPU: there the other updates run, without effect. So
+            # they do where a number was not finite, with no --target-kl.
             if not learner.active.is_cuda and not learner.active:
                 break
     return means.mean()
@@ -467,8 +474,8 @@ def learn(
     episodes.returns.copy_(ended.carry_return)
     episodes.lengths.copy_(ended.carry_length)
     means = {f"losses/{name}": x for name, x in losses.items()}
-    means["charts/learning_rate"] = learner.learning_rate
-    # The session knows these five. A further number to log belongs into `means`.
+    means["charts/learning_rate"] = learner.learning_rate  # with "kl" the adapted one
+    # The session knows these five. A further number to log of an iteration belongs into `means`, as a tensor ().
     sums = {
         "returns": ended.return_sum,  # of the episodes that ended
         "lengths": ended.length_sum,
@@ -491,17 +498,18 @@ def make_iteration(
         lengths=torch.zeros(args.num_envs, dtype=torch.int64, device=engine.device),
     )
 
-    # Executables: here functions are handed to the engine. Two layers, independent of each other:
-    # 1. The mode says how each function below runs. "eager" (--compile off): called as written. "recorded": its
-    #    operations are written down once and replayed without Python. "compiled": torch.compile makes kernels of them.
-    #    The functions are collect, a few steps at a time, or only Agent.act where environments run on the host; value;
-    #    shuffled; loss with its backward pass; descend. On a CPU, threads share the rows of those that have rows.
-    #    Everything else in this file is ordinary Python. Results of the modes differ by rounding and by nothing else.
-    # 2. On a GPU the whole of learn_half is captured once, as a CUDA graph, and replayed, and so is collect_half unless
-    #    environments run on the host: with any mode but --compile off. So no Python in them may depend on a tensor's
-    #    value.
-    # A function that is handed over may write only into its tensor arguments. Whatever else it reads, such as args, has
-    # to stay as it is.
+    # Here functions are handed to the engine. First, --compile says how each of those below runs:
+    #   off    "eager", called as written
+    #   on     "compiled": torch.compile makes kernels of its operations
+    #   auto   compiled, where a run is so long that it pays; else on a CPU "recorded", its operations written down once
+    #          and replayed without Python; eager on a GPU, and in a run of a few iterations
+    # They are collect, a few steps at a time, or only Agent.act where environments run on the host; value; shuffled;
+    # loss with its backward pass; descend. On a CPU, threads share the rows of those that have rows, whatever the mode.
+    # Everything else in this file is ordinary Python. Results of the modes differ by rounding and by nothing else.
+    # Second, on a GPU and unless --compile is off, the whole of learn_half is captured once, as a CUDA graph, and
+    # replayed, and so is collect_half unless environments run on the host: no Python in them may depend on a value.
+    # A function that is handed over may write only into tensors among its arguments, and those of the learner. Tensors
+    # of the agent that it reads may be changed in place by others; Python values that it reads, as in args, stay.
     rollouts = engine.rollouts(collect, agent, envs, carry, args.num_steps)
     prepared = Executables(
         value=engine.in_parts(Agent.value, agent),
@@ -519,7 +527,8 @@ def make_iteration(
     def learn_half() -> Metrics:
         rollout = rollouts.rollout
         batch, metrics = learn(args, agent, learner, rollout, carry, episodes, generator, prepared)
-        engine.show(advantage=in_rollout(batch.advantage, args.num_envs))  # to --verify, and in a crash file
+        # What --verify compares, and a crash file holds, beside the rollout.
+        engine.show(advantage=in_rollout(batch.advantage, args.num_envs))
         return metrics
 
     def restart(seed: int | None) -> None:
@@ -529,7 +538,8 @@ def make_iteration(
 
     state = train_state(agent, learner, carry, carry_return=episodes.returns, carry_length=episodes.lengths)
     generators = [generator] if envs.generator is None else [generator, envs.generator]
-    # Tensor environments go on from their state, which is part of `carry`; those on the host can only begin anew.
+    # After --resume or a rollback, tensor environments (envs.pure) go on from their state, which is part of `carry`;
+    # those on the host begin new episodes.
     return engine.iteration(
         collect_half, learn_half, state, generators, restart=None if envs.pure else restart, seed=args.seed
     )
@@ -569,15 +579,15 @@ def train(
     if args.verify:
         return compare_paths(args, setup, make_iteration, device)
     with ranks.init(device) as group, Session(args, group, beginning, watch, on_iteration) as run:
-        own = run.share(args)  # the flags of this process: its part of the environments, a seed of its own
+        own = run.share(args)  # this process's part of the environments, a seed of its own; otherwise as args
         envs, agent, learner = setup(own, group.device)
         group.broadcast_(learner.theta)  # all start from the first process's parameters
         plan = run.start(envs, agent)  # opens the run folder, and decides by the flags how functions are to run
         engine = Engine(own, group, plan.mode)  # "eager", "recorded" or "compiled"
         iteration = make_iteration(own, envs, agent, learner, engine)
         for i in run.iterations(iteration):
-            if args.lr_schedule != "kl":  # there `epochs` adapts it, from what it was before
-                # rate_factor begins at 1 and is halved at each --on-nan rollback, as a rate that is adapted is itself.
+            if args.lr_schedule != "kl":  # which `epochs` adapts; a rollback (--on-nan) halves that rate itself
+                # Begins at 1, and is halved at each rollback.
                 learner.learning_rate.fill_(scheduled_rate(args, i) * run.rate_factor)
             with run.environment_faults(iteration):  # one that dies is started again, or the run is saved and stops
                 iteration.collect()

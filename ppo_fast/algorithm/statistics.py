@@ -28,10 +28,6 @@ class Means:
         self._more: dict[str, list[Tensor]] = {}
         self._weights: list[Tensor] = []
 
-    def __len__(self) -> int:
-        """How many updates there were, made or not."""
-        return len(self._rows)
-
     def add(self, statistics: Statistics, weight: Tensor, **more: Tensor) -> None:
         """Take in one update.
 
