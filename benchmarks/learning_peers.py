@@ -11,8 +11,9 @@ CleanRL's scripts are not installed with this: name one of a checkout. Those tha
 1.0 need that one, in a folder of its own, which `--python-path` puts first.
 
 Each run is a process of its own on one thread, and its curve a list of [environment step, return]: of single episodes
-there, of an iteration's mean here. The steps are cut into stretches; what is compared in each is the mean over seeds,
-by the 95 % interval of the difference (Welch's t). Runs that are there already are not done again.
+there, and here the mean of those that ended in an iteration, at its end. So theirs are put together in the same way.
+The steps are cut into stretches; what is compared in each is the mean over seeds, by the 95 % interval of the
+difference (Welch's t). Runs that are there already are not done again.
 """
 
 import json
@@ -29,7 +30,9 @@ from typing import Annotated, Literal
 import numpy as np
 import tyro
 
+from ppo_fast.run import cli
 from ppo_fast.run.flags import Range
+from ppo_fast.train import Args as TrainArgs
 
 SB3 = "Stable-Baselines3's PPO"  # the name of its line there; CleanRL's have those of its scripts
 
@@ -66,11 +69,15 @@ def our_line(name: str) -> list[str]:
     return shlex.split(line)
 
 
+def _name(args: Args) -> str:
+    """Of the line of docs/coming-from.md."""
+    return SB3 if args.script is None else args.script.name
+
+
 def our_curve(args: Args, seed: int) -> Curve:
     """ppo_fast's."""
-    name = SB3 if args.script is None else args.script.name
     with tempfile.TemporaryDirectory() as root:
-        words = [sys.executable, "-m", "ppo_fast.train", *our_line(name), *_common(args, seed)]
+        words = [sys.executable, "-m", "ppo_fast.train", *our_line(_name(args)), *_common(args, seed)]
         words += ["--run-root", root, "--eval-episodes", "0", "--quiet"]
         _run(words, Path.cwd())
         [metrics] = Path(root).glob("*/metrics.jsonl")
@@ -125,6 +132,14 @@ def _run(words: list[str], folder: Path, first: Path | None = None) -> None:
         raise RuntimeError(f"{shlex.join(words)}: exit status {done.returncode}\n{done.stderr[-2000:]}")
 
 
+def by_iterations(curve: Curve, batch_size: int) -> Curve:
+    """The means of the episodes that ended in each iteration of so many steps, at its end."""
+    found: dict[int, list[float]] = {}
+    for step, value in curve:
+        found.setdefault(-(-step // batch_size) * batch_size, []).append(value)
+    return [(step, float(np.mean(values))) for step, values in found.items()]
+
+
 def stretches_of(curve: Curve, total_timesteps: int, count: int) -> np.ndarray:
     """The mean return in each stretch (count,). One in which nothing ended has that of the one before."""
     steps, returns = np.array(curve, dtype=float).T
@@ -141,7 +156,7 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float, floa
     from scipy.stats import ttest_ind
 
     middle = float(ours.mean() - theirs.mean())
-    if ours.std() == theirs.std() == 0:
+    if max(np.ptp(ours), np.ptp(theirs)) < 1e-9:
         return middle, middle, middle
     interval = ttest_ind(ours, theirs, equal_var=False).confidence_interval(0.95)
     return middle, float(interval.low), float(interval.high)
@@ -149,9 +164,10 @@ def difference(ours: np.ndarray, theirs: np.ndarray) -> tuple[float, float, floa
 
 def table(args: Args, curves: dict[str, list[Curve]]) -> list[str]:
     """Lines with the mean of both sides in each stretch and over all, and the interval of the difference."""
+    batch_size = cli.parse(TrainArgs, our_line(_name(args)), "").batch_size
     ours, theirs = (
-        np.array([stretches_of(curve, args.total_timesteps, args.stretches) for curve in curves[side]])
-        for side in ("ours", "theirs")
+        np.array([stretches_of(by_iterations(x, batch_size), args.total_timesteps, args.stretches) for x in curves[y]])
+        for y in ("ours", "theirs")
     )
     lines, alike = [f"{'steps':>10}{'ours':>10}{args.peer:>10}   difference, 95 % interval"], 0
     for i in range(args.stretches):

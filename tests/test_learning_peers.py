@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from benchmarks import learning_peers
-from benchmarks.learning_peers import Args, difference, stretches_of, table
+from benchmarks.learning_peers import Args, by_iterations, difference, stretches_of, table
 
 pytest.importorskip("scipy")
 
@@ -17,6 +17,12 @@ def test_curves_are_cut_by_the_step_at_which_an_episode_ended() -> None:
     assert stretches_of(curve, 100, 2).tolist() == [2.0, 20.0]
     assert stretches_of([(10, 1.0), (90, 5.0)], 100, 4).tolist() == [1.0, 1.0, 1.0, 5.0]
     assert np.isnan(stretches_of([(90, 5.0)], 100, 2)[0])
+
+
+def test_episodes_are_put_together_by_iterations() -> None:
+    assert by_iterations([(3, 1.0), (100, 3.0), (101, 5.0), (350, 7.0)], 100) == [(100, 2.0), (200, 5.0), (400, 7.0)]
+    whole = [(100, 2.0), (200, 5.0)]  # as ours are
+    assert by_iterations(whole, 100) == whole
 
 
 def test_a_difference_is_told_from_chance() -> None:
@@ -30,9 +36,9 @@ def test_a_difference_is_told_from_chance() -> None:
 
 
 def test_a_table_counts_the_stretches_that_are_alike() -> None:
-    args = Args(total_timesteps=100, stretches=2)
-    curves = {"ours": [[(10, 1.0 + i), (90, 50.0 + i)] for i in range(3)]}
-    curves["theirs"] = [[(10, 1.5 + i), (90, 5.0 + i)] for i in range(3)]
+    args = Args(total_timesteps=10_240, stretches=2)  # five iterations of the line for Stable-Baselines3
+    curves = {"ours": [[(2048, 1.0 + i), (10_240, 50.0 + i)] for i in range(3)]}
+    curves["theirs"] = [[(17, 1.5 + i), (10_000, 5.0 + i)] for i in range(3)]
     lines = table(args, curves)
     assert len(lines) == 5 and lines[-1] == "the interval holds 0 in 1 of 2 stretches"
 
