@@ -5,8 +5,8 @@
 
 The algorithm is written eagerly, in the order in which it happens: collect, advantages, loss, descend, epochs, learn;
 `train` at the end loops over collect and learn. How these functions run (recorded, compiled, in CUDA graphs, on
-threads, in several processes) is the engine's business; `make_iteration` hands them over (docs/engine.md). All but
-`loss` runs without gradients.
+threads, in several processes) is the engine's business; `make_iteration` hands them over (docs/engine.md). It runs all
+of it under torch.no_grad, but for `loss`.
 
 Letters: T steps, N envs, B = T·N, M rows of a minibatch or of any batch, S observation shape, D numbers of an
 observation, A action dimensions, P parameters, H outputs of the policy network.
@@ -15,13 +15,13 @@ Two flags of the learner steer an iteration on the device, so that the host need
 or infinity so far, in any process, in observations, rewards, values, the numbers that `loss` logs, or a gradient; while
 it is off the normalisers change nothing. `active`: updates are made; it goes off with `sound` and at --target-kl, and
 while it is off adam_ and adapt_ change nothing. Both are set anew in every iteration. After one that was not sound the
-session leaves a crash file; then it stops or, with --on-nan rollback, puts everything back as in the last checkpoint
-and goes on with half the learning rate.
+session leaves a crash file; then it stops or, with --on-nan rollback, puts everything back as in the last checkpoint,
+the count of iterations too, and goes on from there with half the learning rate.
 
 Under torchrun each process has its own environments, its own rows of every minibatch and a seed of its own. `train` has
 two sets of flags: `args` of all processes together, which say how many iterations there are, and how the learning rate
-falls; and `own`, this process's share. Every function between `setup` and `learn` is given that as `args`, so N and B
-are those of one process there.
+falls; and `own`, this process's share, which `setup` and `make_iteration` and all that they call are given as `args`:
+N and B are those of one process there.
 These are summed over the processes (`reduce`): the gradient and the numbers that `loss` logs, before they come to
 `descend`; the sums behind the advantages' mean and deviation; the normalisers' statistics; whether a number was not
 finite. So parameters, KL, `sound` and `active` are equal everywhere.
@@ -71,7 +71,7 @@ class Args(RunFlags):
     num_steps: Annotated[int, Range(1)] = 64
     """T, steps of each environment between two updates"""
     anneal_lr: bool = True
-    """--no-anneal-lr turns linear into constant; nothing to kl"""
+    """--no-anneal-lr turns linear into constant; it has no effect on kl"""
     lr_schedule: Literal["linear", "constant", "kl"] = "linear"
     """of the learning rate: linearly to 0, constant, or up and down so that approx_kl stays near desired_kl"""
     desired_kl: Annotated[float, Range(0, above=True)] = 0.01
@@ -101,7 +101,7 @@ class Args(RunFlags):
     max_grad_norm: Annotated[float, Range(0, above=True)] = 0.5
     """largest 2-norm of the gradient"""
     target_kl: Annotated[float | None, Range(0, above=True)] = None
-    """stop the epochs of an iteration once approx_kl is above this"""
+    """stop the epochs of an iteration once approx_kl of an epoch's last minibatch is above this"""
     hidden_sizes: Annotated[tuple[int, ...], Range(1)] = (64, 64)
     """units of the hidden tanh layers"""
     log_std_init: Annotated[float, Range(-20, 20)] = 0.0
@@ -131,11 +131,12 @@ class Args(RunFlags):
 class Agent(nn.Module):
     """Actor and critic: two networks, or one backbone with two heads.
 
-    Observations are (..., *S), float32, as they come: (N, *S) in `act`, (T + 1, N, *S) in `value`, (M, *S) in
+    Observations are (..., *S), float32, as they come: (N, *S) in `act`, any number of them in `value`, (M, *S) in
     `forward`. Any nn.Module of float32 parameters may take the networks' place, as long as it treats each row by itself
     (no BatchNorm), since the engine works on parts of a batch. `--precision` concerns mlp.MLP alone.
     A Dict observation arrives flat, its entries in the order of gymnasium's flatten: by their sorted keys, if the space
-    was made of a dict. envs.columns["policy"] is the slice of the entry "policy", for obs[..., envs.columns["policy"]].
+    was made of a dict. envs.columns["policy"] is the slice of the entry "policy", for obs[..., envs.columns["policy"]];
+    it fits what `inputs` gives as well, since only the mask at the end is missing there.
     Buffers are saved with the policy unless they are registered with persistent=False: those belong to the environments
     of this process, like the running return of normalize.Rewards.
     """
@@ -277,7 +278,8 @@ def advantages(
     """What the updates learn from. `next_obs` (N, *S) follows after the rollout."""
     values = prepared.value(torch.cat([rollout.obs, next_obs[None]]))  # (T + 1, N)
     value, next_value = values[:-1], values[1:]
-    learner.sound.copy_(ppo.all_finite(rollout.obs, rollout.reward, values, reduce=prepared.reduce))
+    numbers = (rollout.obs, rollout.final_obs, rollout.reward, values)
+    learner.sound.copy_(ppo.all_finite(*numbers, reduce=prepared.reduce))
     learner.active.copy_(learner.sound)
 
     reward, done = rollout.reward, rollout.terminated | rollout.truncated
@@ -285,8 +287,8 @@ def advantages(
         reward = agent.normalize_reward.update_(reward, done, rollout.valid, learner.sound, prepared.reduce)
     # An end of an episode stops the sum of gae. Terminated: the value of what follows is 0, which gae sees to.
     # Truncated: it is that of the episode's last observation, final_obs, not of the next row, another episode's first.
-    # How: a CPU evaluates the truncated rows alone, by agent.value(final_obs) as written, since their number
-    # varies. A GPU evaluates all, and uses those, since to know their number the host would have to wait.
+    # How: a CPU evaluates final_obs of the truncated rows alone; their number varies, so by the plain agent.value. A
+    # GPU evaluates that of all rows and takes the truncated ones: to know their number the host would have to wait.
     timed_out = rollout.truncated & ~rollout.terminated
     next_value = ppo.successor_values(agent.value, [rollout.final_obs], timed_out, next_value)
     # A junk row stands behind an end, so it reaches no other row; in the loss it is masked.
@@ -335,8 +337,8 @@ def descend(args: Args, learner: Learner, gradient: Tensor, logged: Tensor) -> T
     """Clip the gradient (P,) of all parameters together and take one step of Adam, in place; returns the norm before
     clipping.
 
-    After a NaN or infinity in the gradient or among the logged numbers nothing moves any more in this iteration. What
-    the session does then is `--on-nan`'s business.
+    After a NaN or infinity in the gradient or among the logged numbers no parameter, no rate and no statistics of
+    observations change any more in this iteration. What the session does then is `--on-nan`'s business.
     """
     gradient, norm = clip_gradient(gradient, args.max_grad_norm)
     learner.sound.logical_and_(torch.cat([logged, norm[None]]).isfinite().all())
@@ -365,8 +367,8 @@ def epochs(
             adapt_(learner, approx_kl, args.desired_kl)  # does nothing unless learner.active
         if args.target_kl is not None:
             learner.active.logical_and_(approx_kl <= args.target_kl)
-            # To look at `active` the host would have to wait for a GPU: there the other updates run, without effect. So
-            # they do where a number was not finite, with no --target-kl.
+            # To look at `active` the host would have to wait for a GPU: there the other updates run, without effect.
+            # (Without --target-kl they do so everywhere, after a number that was not finite.)
             if not learner.active.is_cuda and not learner.active:
                 break
     return means.mean()
@@ -419,18 +421,21 @@ def make_iteration(
         lengths=torch.zeros(args.num_envs, dtype=torch.int64, device=engine.device),
     )
 
-    # Here functions are handed to the engine. First, --compile says how each of those below runs:
-    #   off    "eager", called as written
+    # Here functions are handed to the engine: collect, a few steps at a time, or where environments run on the host
+    # Agent.act alone, which collect then calls; Agent.value; shuffled; loss with its backward pass; descend.
+    # First, --compile says how each of them runs:
+    #   off    "eager", as written
     #   on     "compiled": torch.compile makes kernels of its operations
     #   auto   compiled, where a run is so long that it pays; else on a CPU "recorded", its operations written down once
     #          and replayed without Python; eager on a GPU, and in a run of a few iterations
-    # They are collect, a few steps at a time, or only Agent.act where environments run on the host; value; shuffled;
-    # loss with its backward pass; descend. On a CPU, threads share the rows of those that have rows, whatever the mode.
-    # Everything else in this file is ordinary Python. Results of the modes differ by rounding and by nothing else.
-    # Second, on a GPU and unless --compile is off, the whole of learn_half is captured once, as a CUDA graph, and
-    # replayed, and so is collect_half unless environments run on the host: no Python in them may depend on a value.
-    # A function that is handed over may write only into tensors among its arguments, and those of the learner. Tensors
-    # of the agent that it reads may be changed in place by others; Python values that it reads, as in args, stay.
+    # What each gives differs by rounding alone, from which long runs may part. In every mode the threads of a CPU share
+    # the rows of those that have rows.
+    # Second, on a GPU and unless --compile is off (in auto's "eager", too), the whole of learn_half is captured once,
+    # as a CUDA graph, and replayed, and so is collect_half unless environments run on the host. Then the Python in them
+    # runs during the capture only, and may not depend on a value. On a CPU all the rest is ordinary Python.
+    # A function that is handed over may write only into tensors among its arguments, those in `learner` included. It
+    # may read tensors of the agent, which others change in place; Python values, as in args, are those of its first
+    # call.
     rollouts = engine.rollouts(collect, agent, envs, carry, args.num_steps)
     prepared = Executables(
         value=engine.in_parts(Agent.value, agent),
@@ -498,15 +503,16 @@ def train(
     if args.verify:
         return compare_paths(args, setup, make_iteration, device)
     with ranks.init(device) as group, Session(args, group, beginning, watch, on_iteration) as run:
-        own = run.share(args)  # this process's part of the environments, a seed of its own; otherwise as args
+        own = run.share(args)  # num_envs divided by the number of processes, a seed of its own, all else as in args
         envs, agent, learner = setup(own, group.device)
         group.broadcast_(learner.theta)  # all start from the first process's parameters
         plan = run.start(envs, agent)  # opens the run folder, and decides by the flags how functions are to run
         engine = Engine(own, group, plan.mode)  # "eager", "recorded" or "compiled"
         iteration = make_iteration(own, envs, agent, learner, engine)
         for i in run.iterations(iteration):
-            if args.lr_schedule != "kl":  # which `epochs` adapts; a rollback (--on-nan) halves that rate itself
-                # Begins at 1, and is halved at each rollback.
+            # With "kl" `epochs` adapts the rate, and a rollback (--on-nan) has halved the checkpoint's. Otherwise it
+            # has halved rate_factor, which is 1 at the start.
+            if args.lr_schedule != "kl":
                 learner.learning_rate.fill_(scheduled_rate(args, i) * run.rate_factor)
             with run.environment_faults(iteration):  # one that dies is started again, or the run is saved and stops
                 iteration.collect()

@@ -31,6 +31,10 @@ def small(root: Path, **flags: Any) -> Args:
     return Args(**{**values, **flags})
 
 
+GIVEN = ("obs", "final_obs", "reward")  # by environments
+KINDS = (*GIVEN, "value", "gradient")
+
+
 class Fault(NamedTuple):
     """What is broken, and where: in iteration `at` (from 0), in the `which`-th call where there are several."""
 
@@ -65,7 +69,7 @@ class Injection:
         def watched_collect() -> None:
             self.before.append({name: x.clone() for name, x in iteration.state.all().items()})
             collect()
-            if self.is_due("obs", "reward"):
+            if self.is_due(*GIVEN):
                 iteration.state.rollout[self.fault.kind][self.fault.t, self.fault.n] = self.fault.value
 
         def watched_learn() -> Metrics:
@@ -118,7 +122,7 @@ def break_a_run(root: Path, fault: Fault, patch: pytest.MonkeyPatch) -> None:
     assert len(injection.before) == fault.at + 1 and text.startswith(f"step {fault.at * T * N}: ")
     if fault.kind == "value":
         assert f"advantage of environment {fault.n} is " in text
-    if fault.kind in ("obs", "reward"):
+    if fault.kind in GIVEN:
         assert f"{fault.kind} of environment {fault.n} is {fault.value} at rollout step {fault.t}" in text
     # No weight, no moment of Adam's and no statistic has taken it in: all is as it was before that minibatch.
     if fault.kind == "gradient":
@@ -141,7 +145,7 @@ def break_a_run(root: Path, fault: Fault, patch: pytest.MonkeyPatch) -> None:
     assert said[0].startswith(f"written after {fault.at} iterations")
     made = fault.which if fault.kind == "gradient" else 0
     assert said[3] == f"update reproduced; {made} minibatches went well before it", said
-    if fault.kind in ("obs", "reward"):
+    if fault.kind in GIVEN:
         assert said[2].endswith(f"{fault.kind} of environment {fault.n} is {fault.value} at rollout step {fault.t}")
         # The update itself made nothing bad of something good.
         assert said[4] == "first bad tensor in the update: none"
@@ -150,7 +154,7 @@ def break_a_run(root: Path, fault: Fault, patch: pytest.MonkeyPatch) -> None:
         assert_names_a_line(said[4])
 
 
-@pytest.mark.parametrize("kind", ["obs", "reward", "value", "gradient"])
+@pytest.mark.parametrize("kind", KINDS)
 def test_one_bad_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str) -> None:
     break_a_run(tmp_path, draw(random.Random(len(kind)), kind), monkeypatch)
 
@@ -159,7 +163,7 @@ def test_one_bad_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: s
 def test_one_bad_number_often(tmp_path: Path, reliability_count: int) -> None:
     choose, count = random.Random(9), max(52, reliability_count)
     for attempt in range(count):
-        kind = ("obs", "reward", "value", "gradient")[attempt % 4]
+        kind = KINDS[attempt % len(KINDS)]
         with pytest.MonkeyPatch.context() as patch:
             break_a_run(tmp_path / str(attempt), draw(choose, kind), patch)
     print(f"{count} injections: each caught in its iteration, named, no weight changed, replayed")
