@@ -90,10 +90,10 @@ def _continuous(sight: Sight, given: Mapping[str, Any]) -> list[Choice]:
     limit = sight.time_limit
     if _is_far(sight):
         return [*choices, FAR]
-    # However many joints a robot has, the norm of the noise is about 1 then.
-    deviation = -0.5 * math.log(sight.action_size) if sight.action_size > 1 else 0.0
+    # The norm of the noise is about 1 then, for up to seven numbers; those of a humanoid would hardly move with less.
+    deviation = max(-0.5 * math.log(max(sight.action_size, 1)), -1.0) + 0.0
     noise = {"log_std_init": round(deviation, 2)}
-    choices.append(Choice(noise, f"actions of {sight.action_size} numbers: a deviation of 1 in all"))
+    choices.append(Choice(noise, f"actions of {sight.action_size} numbers: the more, the less each varies"))
     if limit is not None and limit <= SHORT:
         choices.append(Choice({"gamma": 0.95}, f"episodes of {limit} steps: what comes soon counts"))
     return choices
