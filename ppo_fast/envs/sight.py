@@ -10,12 +10,15 @@ import math
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from gymnasium import spaces
 
 from ppo_fast.envs import factory, handed
+from ppo_fast.envs.actions import LARGEST_BOUND, map_to
 from ppo_fast.envs.contract import Environments
 from ppo_fast.envs.keywords import step_limit
+from ppo_fast.envs.own import OwnSpaces
 
 SEED = 0
 WATCHED = 256  # steps, within which what falls has fallen
@@ -35,6 +38,9 @@ class Sight:
     """Numbers of an observation, as a program sees it."""
     time_limit: int | None
     """Steps after which an episode is truncated; None where nobody says so."""
+    reach: float = 1.0
+    """Half of the range that a policy's own actions are clipped to: 2 for [-2, 2]; 1 where [-1, 1] is mapped to the
+    bounds, or where there are none. The geometric mean, where an action has several numbers."""
     sparse: bool = False
     """The action 0 again and again ends no episode, and is rewarded the same each time: what a reward is for has to be
     found first. Always False for discrete actions, none of which is to do nothing, and for a vector that was handed in
@@ -69,10 +75,20 @@ def look(env_id: str, backend: str = "auto", **options: Any) -> Sight:
             observation="table" if isinstance(env.own_spaces.observation, spaces.Discrete) else "numbers",
             observation_size=math.prod(env.single_observation_space.shape),
             time_limit=limit,
+            reach=_reach(env.own_spaces) if actions == "continuous" else 1.0,
             sparse=may_watch and _is_sparse(env, action_size, limit or WATCHED + 1),
         )
     finally:
         env.close()
+
+
+def _reach(own: OwnSpaces) -> float:
+    """See Sight.reach."""
+    assert isinstance(own.action, spaces.Box)
+    box = map_to(own.action, own.action_bounds)
+    reach = (box.high.astype(np.float64) - box.low) / 2
+    reach = reach[(reach > 0) & (reach <= LARGEST_BOUND)]
+    return round(float(np.exp(np.log(reach).mean())), 6) if len(reach) else 1.0
 
 
 def _is_sparse(env: Environments, action_size: int, limit: int) -> bool:

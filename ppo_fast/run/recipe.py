@@ -90,13 +90,20 @@ def _continuous(sight: Sight, given: Mapping[str, Any]) -> list[Choice]:
     limit = sight.time_limit
     if _is_far(sight):
         return [*choices, FAR]
-    # The norm of the noise is about 1 then, for up to seven numbers; those of a humanoid would hardly move with less.
-    deviation = max(-0.5 * math.log(max(sight.action_size, 1)), -1.0) + 0.0
-    noise = {"log_std_init": round(deviation, 2)}
-    choices.append(Choice(noise, f"actions of {sight.action_size} numbers: the more, the less each varies"))
+    choices.append(_noise(sight))
     if limit is not None and limit <= SHORT:
         choices.append(Choice({"gamma": 0.95}, f"episodes of {limit} steps: what comes soon counts"))
     return choices
+
+
+def _noise(sight: Sight) -> Choice:
+    """How far actions are varied at the start."""
+    # The norm of the noise is about 1 then, for up to seven numbers; those of a humanoid would hardly move with less.
+    deviation = max(-0.5 * math.log(max(sight.action_size, 1)), -1.0)
+    noise = {"log_std_init": round(deviation + math.log(sight.reach), 2) + 0.0}
+    return Choice(
+        noise, f"actions of {sight.action_size} numbers within ±{sight.reach:g}: the more, the less each varies"
+    )
 
 
 def _is_far(sight: Sight) -> bool:

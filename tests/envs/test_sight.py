@@ -14,10 +14,14 @@ from ppo_fast.envs.sight import Sight, look
         ("CartPole-v1", "auto", Sight("discrete", 2, "numbers", 4, 500)),
         ("CartPole-v1", "async", Sight("discrete", 2, "numbers", 4, 500)),
         ("CartPole-v1", "envpool", Sight("discrete", 2, "numbers", 4, 500)),
-        ("Pendulum-v1", "auto", Sight("continuous", 1, "numbers", 3, 200)),
+        ("Pendulum-v1", "auto", Sight("continuous", 1, "numbers", 3, 200, reach=2.0)),
         ("MountainCarContinuous-v0", "auto", Sight("continuous", 1, "numbers", 2, 999, sparse=True)),
         ("MountainCarContinuous-v0", "sync", Sight("continuous", 1, "numbers", 2, 999, sparse=True)),
-        ("InvertedPendulum-v5", "sync", Sight("continuous", 1, "numbers", 4, 1000)),  # +1 a step, until it falls
+        (
+            "InvertedPendulum-v5",
+            "sync",
+            Sight("continuous", 1, "numbers", 4, 1000, reach=3.0),
+        ),  # +1 a step, until it falls
         ("BallInCupCatch-v1", "auto", Sight("continuous", 2, "numbers", 8, 1000, sparse=True)),
         ("FrozenLake-v1", "auto", Sight("discrete", 4, "table", 16, 100)),
         ("CliffWalking-v1", "auto", Sight("discrete", 4, "table", 48, None)),
@@ -73,6 +77,32 @@ class Paid(gymnasium.Env):
         self.steps += 1
         reward = self.rewards[self.steps % len(self.rewards)]
         return np.zeros(2, np.float32), reward, self.steps == self.ends_at, False, {}
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "bounds", "reach"),
+    [
+        ([-2, -2], [2, 2], "auto", 2.0),
+        ([-1, -1], [1, 1], "auto", 1.0),
+        ([-2, -1], [2, 1], "auto", 1.414214),  # the geometric mean
+        ([-0.4, -0.4], [0.4, 0.4], "auto", 1.0),  # mapped from [-1, 1]
+        ([-0.4, -0.4], [0.4, 0.4], "clip", 0.4),
+        ([0, -1], [4, 1], "clip", 1.414214),
+        ([-np.inf, -2], [np.inf, 2], "auto", 2.0),
+        ([-np.inf, 0], [np.inf, np.inf], "auto", 1.0),
+        ([-1e20, -1e20], [1e20, 1e20], "clip", 1.0),  # as some write infinity
+        ([3, 3], [3, 3], "clip", 1.0),
+    ],
+)
+def test_how_far_actions_reach(low: list[float], high: list[float], bounds: str, reach: float) -> None:
+    class Bounded(Paid):
+        action_space = spaces.Box(np.array(low, np.float32), np.array(high, np.float32))
+
+    gymnasium.register("SightOfReach-v0", lambda **_: Bounded([0.0, 1.0]))
+    try:
+        assert look("SightOfReach-v0", "sync", action_bounds=bounds).reach == reach
+    finally:
+        gymnasium.registry.pop("SightOfReach-v0")
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ pytestmark = pytest.mark.fitted
 ACTIONS: list[tuple[Literal["discrete", "continuous"], int]] = [("discrete", 2), ("continuous", 1), ("continuous", 17)]
 OBSERVATIONS: list[tuple[Literal["table", "numbers"], int]] = [("table", 16), ("numbers", 3), ("numbers", 376)]
 KINDS = [
-    Sight(actions, action_size, observation, observation_size, limit, sparse)
+    Sight(actions, action_size, observation, observation_size, limit, 2.0 if action_size == 1 else 1.0, sparse)
     for actions, action_size in ACTIONS
     for observation, observation_size in OBSERVATIONS
     for limit in (None, 20, 200, 1000, 27_000)
@@ -83,7 +83,7 @@ def test_one_number_and_a_goal_far_away_get_more_noise() -> None:
 
 def test_it_never_looks_at_a_name() -> None:
     assert {field.name for field in fields(Sight)} == {
-        *("actions", "action_size", "observation", "observation_size", "time_limit", "sparse"),
+        *("actions", "action_size", "observation", "observation_size", "time_limit", "reach", "sparse"),
     }
 
 
@@ -125,6 +125,8 @@ def test_the_noise_of_all_numbers_together_is_as_large_but_for_many() -> None:
     found = [chosen(Sight("continuous", size, "numbers", 9, 1000))["log_std_init"] for size in (1, 2, 3, 6, 17)]
     assert found == [0.0, -0.35, -0.55, -0.9, -1.0]
     assert "log_std_init" not in chosen(Sight("discrete", 6, "numbers", 9, 1000))
+    found = [chosen(Sight("continuous", size, "numbers", 9, 1000, reach=2.0))["log_std_init"] for size in (1, 7)]
+    assert found == [0.69, -0.28]
 
 
 def test_several_processes_share_the_environments_of_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
