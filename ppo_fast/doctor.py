@@ -75,7 +75,10 @@ def doctor(args: Args, **own: Unpack[Own]) -> dict[str, Any]:
     one, or a vector of so many; not a vector ready-made, since several are looked at.
     """
     args = plain_args(args)
-    found = handed.take(own, args.env, args.env_kwargs)
+    try:
+        found = handed.take(own, args.env, args.env_kwargs)
+    except ValueError as problem:
+        raise ValueError(re.sub(r"^--env-id: ", "env: ", str(problem))) from problem
     if found is not None:
         if found.num_envs is not None:
             raise ValueError("envs: several are looked at; hand in what makes them, not a vector ready-made")

@@ -31,7 +31,7 @@ import tyro
 
 from ppo_fast import envs as environments, names
 from ppo_fast.engine import process
-from ppo_fast.envs import Environments, handed
+from ppo_fast.envs import Environments, handed, spaces_json
 from ppo_fast.run import cli, film as films, modules, play, randomness, saved_policy
 from ppo_fast.run.cli import Range
 from ppo_fast.run.flags import plain_args
@@ -170,7 +170,9 @@ def film(args: Args, flags: Any, agent: Any, device: torch.device, seed: int, fo
         envs = make_envs(args, flags, device, 1, render_mode="rgb_array")
         folder = folder / "videos"
         folder.mkdir(exist_ok=True)
-        return films.record(envs, agent, seed, folder / f"evaluate-seed{seed}.mp4")
+        changed = "".join(f"-{name}={value}" for name, value in args.env_kwargs.items())  # another task, another film
+        name = re.sub(r"[^\w.=-]", "_", f"evaluate-seed{seed}{changed}")[:100]
+        return films.record(envs, agent, seed, folder / f"{name}.mp4")
     except OSError as problem:
         raise ValueError(f"--video: can't write to {folder}: {problem.strerror or problem}") from problem
     except (ValueError, environments.EnvironmentFault) as problem:
@@ -259,7 +261,14 @@ def evaluate(args: Args, **own: Unpack[environments.Own]) -> dict[str, Any]:
     seed = flags.seed if args.seed is None else args.seed
     with randomness.seeded(seed + play.EVAL_SEED):  # as a training program's last evaluation begins
         envs = as_many_as_may_be(args, flags, device, 1 if window else args.episodes or EPISODES)
-        agent = rebuild_agent(program, flags, policy, envs)
+        try:
+            agent = rebuild_agent(program, flags, policy, envs)
+        except ValueError as problem:
+            if not args.env_kwargs:
+                raise
+            raise ValueError(f"--env-kwargs: {problem}") from problem
+        if args.env_kwargs and not _is_for(policy, envs):
+            print("note: these keywords make other spaces than the policy was trained on", file=sys.stderr, flush=True)
         if window:
             watch(args, flags, agent, seed)
             return {}
@@ -269,6 +278,15 @@ def evaluate(args: Args, **own: Unpack[environments.Own]) -> dict[str, Any]:
     else:
         say(*lines(result))
     return result
+
+
+def _is_for(policy: Policy, envs: Environments) -> bool:
+    """Whether environments have the spaces of a policy, or nobody knows them."""
+    saved = policy.facts.get("spaces")
+    if saved is None:
+        return True
+    own = spaces_json.from_json(saved)
+    return (own.observation, own.action) == (envs.own_spaces.observation, envs.own_spaces.action)
 
 
 def results(args: Args, policy: Policy, flags: Any, agent: Any, envs: Environments, seed: int) -> dict[str, Any]:

@@ -35,7 +35,6 @@ Of what an iteration logs the session adds up the `sums` of all processes and av
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Unpack
 
 import torch
@@ -68,7 +67,6 @@ class Args(RunFlags):
     has_presets: ClassVar[bool] = False  # those were found without a memory
     by_kind: ClassVar[recipe.Recipe | None] = recipe.MEMORY
     """What replaces those of the defaults below that the user has not named, by the kind of environment."""
-    exp_name: str = Path(__file__).stem  # part of the run folder's name
     learning_rate: Annotated[float, Range(0), Alias("--lr")] = 1e-3
     """Adam's learning rate at the start"""
     num_envs: Annotated[int, Range(1)] = 16

@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 from types import SimpleNamespace
 
+import gymnasium
 import numpy as np
 import pytest
 import torch
@@ -150,6 +151,43 @@ def test_a_video_of_the_policy(run, tmp_path, capsys):
     result = evaluate(Args(run=str(folder), episodes=1, video=True))
     assert result["video"] == str(folder / "videos" / "evaluate-seed5.mp4")
     assert Path(result["video"]).read_bytes()[4:8] == b"ftyp"
+    changed = evaluate(Args(run=str(folder), episodes=1, video=True, env_kwargs={"max_episode_steps": 9}))
+    assert changed["video"] == str(folder / "videos" / "evaluate-seed5-max_episode_steps=9.mp4")
+
+
+def test_an_environment_changed_by_keywords(run, tmp_path, capsys):
+    before = (run[0] / "config.json").read_bytes()
+    result = evaluate(Args(run=str(run[0]), episodes=4, env_kwargs={"max_episode_steps": 7}))
+    assert result["env_kwargs"] == {"max_episode_steps": 7}
+    assert result["greedy"]["mean_length"] <= 7 < run[1]["eval/mean_length"]
+    said = capsys.readouterr()
+    assert "CartPole-v1 max_episode_steps=7, backend sync" in said.out and said.err == ""
+    assert (run[0] / "config.json").read_bytes() == before
+
+
+class OfSize(gymnasium.Env):
+    """Observations of so many numbers, and actions of one kind or another, as many."""
+
+    def __init__(self, size=4, parts=False):
+        self.observation_space = gymnasium.spaces.Box(-1, 1, (size,))
+        self.action_space = gymnasium.spaces.MultiDiscrete([2, 2]) if parts else gymnasium.spaces.Discrete(4)
+
+    def reset(self, *, seed=None, options=None):
+        super().reset(seed=seed)
+        return self.observation_space.sample(), {}
+
+    def step(self, action):
+        return self.observation_space.sample(), 1.0, bool(self.np_random.random() < 0.2), False, {}
+
+
+def test_keywords_that_change_spaces_are_told(tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(gymnasium.registry, "OfSize-v0", gymnasium.envs.registration.EnvSpec("OfSize-v0", OfSize))
+    folder, _ = trained(tmp_path, env_id="OfSize-v0", backend="sync", preset=False)
+    capsys.readouterr()
+    evaluate(Args(run=str(folder), episodes=2, env_kwargs={"parts": True}))
+    assert "note: these keywords make other spaces than the policy was trained on" in capsys.readouterr().err
+    with pytest.raises(ValueError, match=r"^--env-kwargs: .* does not fit"):
+        evaluate(Args(run=str(folder), episodes=2, env_kwargs={"size": 5}))
 
 
 def test_a_window(run, monkeypatch, capsys):

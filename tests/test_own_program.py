@@ -110,10 +110,22 @@ def test_as_a_script_it_has_the_name_of_its_file(
     for more in ("--total-timesteps 64", "--resume latest --total-timesteps 128"):
         monkeypatch.setattr(sys, "argv", ["my_train.py", *words.split(), "--no-preset", *more.split()])
         runpy.run_path("my_train.py", run_name="__main__")
+    assert only_run(here).name.startswith("CartPole-v1__my_train__1__")
     found = [json.loads((only_run(here) / name).read_text()) for name in ("config.json", "result.json")]
     assert found[0]["program"] == "my_train" and found[1]["global_step"] == 128
     assert evaluate.evaluate(evaluate.Args(episodes=2, cuda=False))["greedy"]["episodes"] == 2
     assert "imports my_train from" in capsys.readouterr().err
+
+
+def test_in_a_notebook_it_has_no_file(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pasted into a cell, where there is no `__file__`."""
+    cell = type(sys)("my_cell")
+    monkeypatch.setitem(sys.modules, "__main__", cell)
+    cell.__name__ = cell.__dict__["__name__"] = "__main__"
+    source = (PACKAGE / "train.py").read_text().split("if __name__ ==")[0]
+    exec(compile(source, "<cell>", "exec"), cell.__dict__)
+    cell.train(cell.Args(**TINY))
+    assert only_run(here).name.startswith("CartPole-v1__train__1__")
 
 
 def test_one_that_is_not_here_is_told_of(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -371,6 +371,22 @@ def test_what_cannot_be_divided(pair: Pair, tmp_path: Path, flags: tuple[str, ..
     assert not (tmp_path / "runs").exists()
 
 
+OTHER = """
+import dataclasses, os
+def settled(*words, settle=train.settle):
+    args, beginning = settle(*words)
+    return dataclasses.replace(args, gamma=0.9 if os.environ["RANK"] == "1" else 0.99), beginning
+train.settle = settled
+"""
+
+
+def test_processes_with_different_flags_do_not_train(pair: Pair, tmp_path: Path) -> None:
+    ranks = run(pair, *SMALL, *iterations(9), "--run-root", str(tmp_path / "runs"), before=OTHER, status=2)
+    for rank in ranks:
+        assert rank.errors().startswith("error: --env-id: the processes have different flags")
+    assert not (tmp_path / "runs").exists()
+
+
 # ---------------------------------------------------------------- a lost rank
 
 

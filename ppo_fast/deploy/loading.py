@@ -6,6 +6,8 @@ training is imported. Anything else is played by the Agent of the program that t
 somebody's own, checkpoints, files of earlier versions.
 """
 
+import sysconfig
+import traceback
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,18 +31,24 @@ def load(run: str, run_root: Path, seed: int | None, trusts: bool) -> Policy:
         text = str(problem)
         for flag, argument in ARGUMENTS.items():
             text = text.replace(flag, argument)
-        raise ValueError(text) from _first_cause(problem)
+        raise ValueError(text) from _cause_elsewhere(problem)
     for note in found.notes:
         warnings.warn(note, stacklevel=3)
     return Policy(found.player, found.own, flags_in(found.facts), found.path, seed)
 
 
-def _first_cause(problem: BaseException) -> BaseException | None:
-    """What another library said, which helps; how one line here was made of another does not."""
-    cause = problem.__cause__
-    while isinstance(cause, ValueError) and cause.__cause__ is not None:
+def _cause_elsewhere(problem: BaseException) -> BaseException | None:
+    """What a program or an environment of somebody's own raised, whose lines help; how one line here was made of
+    another does not."""
+    here, standard = str(Path(__file__).parents[1]), sysconfig.get_path("stdlib")
+    cause: BaseException | None = problem
+    while cause is not None:
+        frames = traceback.extract_tb(cause.__traceback__)
+        file = frames[-1].filename if frames else here
+        if isinstance(cause, ImportError | SyntaxError) or not file.startswith((here, standard, "<frozen")):
+            return None if cause is problem else cause
         cause = cause.__cause__
-    return None if type(cause) is ValueError else cause
+    return None
 
 
 def _find(run: str, run_root: Path, trusts: bool) -> Found:

@@ -68,7 +68,10 @@ def take(own: Own, env_id: str, env_kwargs: Mapping[str, Any]) -> Handed | None:
     Raises:
         ValueError: "envs: ..." or "wrappers: ...", in one line.
     """
-    envs, wrappers = own.get("envs"), list(own.get("wrappers") or ())
+    envs, wrappers = own.get("envs"), own.get("wrappers") or ()
+    if not isinstance(wrappers, list | tuple):
+        raise ValueError(f"wrappers: a list of what takes an environment and gives one, got {_short(wrappers)}")
+    wrappers = list(wrappers)
     if envs is None and not wrappers:
         return None
     for wrapper in wrappers:

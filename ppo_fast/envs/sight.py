@@ -2,11 +2,12 @@
 
     sight = look("Hopper-v5", "auto")     # Sight(actions="continuous", ..., time_limit=1000)
 
-One environment is made, asked for its spaces and its time limit, and closed. Where actions are numbers it is also
+One environment is made, asked for its spaces and its time limit, and closed. Where an action is one number it is also
 watched for some steps, in which nothing is done.
 """
 
 import math
+import time
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,11 +18,13 @@ from gymnasium import spaces
 from ppo_fast.envs import factory, handed
 from ppo_fast.envs.actions import LARGEST_BOUND, map_to
 from ppo_fast.envs.contract import Environments
+from ppo_fast.envs.faults import EnvironmentFault
 from ppo_fast.envs.keywords import step_limit
 from ppo_fast.envs.own import OwnSpaces
 
 SEED = 0
 WATCHED = 256  # steps, within which what falls has fallen
+PATIENCE = 5.0  # seconds for them
 
 
 @dataclass(frozen=True)
@@ -43,22 +46,31 @@ class Sight:
     bounds, or where there are none. The geometric mean, where an action has several numbers."""
     sparse: bool = False
     """The action 0 again and again ends no episode, and is rewarded the same each time: what a reward is for has to be
-    found first. Always False for discrete actions, none of which is to do nothing, and for a vector that was handed in
-    ready-made, which is the caller's to step."""
+    found first. Looked for only where an action is one number, and False where an environment fails or takes long; and
+    for a vector that was handed in ready-made, which is the caller's to step."""
 
 
-def look(env_id: str, backend: str = "auto", **options: Any) -> Sight:
+def look(
+    env_id: str, backend: str = "auto", *, watches: bool = True, num_envs: int | None = None, **options: Any
+) -> Sight:
     """Look at an environment.
 
     Args:
         env_id: as `make` takes it, as are backend and options.
+        watches: whether somebody wants to know if it is sparse.
+        num_envs: how many are made where a vector can't be made of one.
 
     Raises:
         ValueError: as `make` does.
         EnvironmentFault: as `make` does.
     """
     options.pop("groups", None)
-    env = factory.make(env_id, 1, "cpu", backend, **options)
+    try:
+        env = factory.make(env_id, 1, "cpu", backend, **options)
+    except EnvironmentFault:
+        if num_envs is None or num_envs == 1:
+            raise
+        env = factory.make(env_id, num_envs, "cpu", backend, **options)
     try:
         space = env.single_action_space
         if isinstance(space, spaces.Box):
@@ -68,7 +80,7 @@ def look(env_id: str, backend: str = "auto", **options: Any) -> Sight:
         else:
             actions, action_size = "discrete", int(getattr(space, "n", 1))
         limit = step_limit(env, options.get("env_kwargs") or {})
-        may_watch = actions == "continuous" and not handed.is_ready_made(env_id)
+        may_watch = watches and actions == "continuous" and action_size == 1 and not handed.is_ready_made(env_id)
         return Sight(
             actions=actions,
             action_size=action_size,
@@ -76,7 +88,7 @@ def look(env_id: str, backend: str = "auto", **options: Any) -> Sight:
             observation_size=math.prod(env.single_observation_space.shape),
             time_limit=limit,
             reach=_reach(env.own_spaces) if actions == "continuous" else 1.0,
-            sparse=may_watch and _is_sparse(env, action_size, limit or WATCHED + 1),
+            sparse=may_watch and _is_sparse(env, limit or WATCHED + 1),
         )
     finally:
         env.close()
@@ -88,17 +100,25 @@ def _reach(own: OwnSpaces) -> float:
     box = map_to(own.action, own.action_bounds)
     reach = (box.high.astype(np.float64) - box.low) / 2
     reach = reach[(reach > 0) & (reach <= LARGEST_BOUND)]
-    return round(float(np.exp(np.log(reach).mean())), 6) if len(reach) else 1.0
+    return float(f"{np.exp(np.log(reach).mean()):.6g}") if len(reach) else 1.0
 
 
-def _is_sparse(env: Environments, action_size: int, limit: int) -> bool:
-    """See Sight.sparse."""
-    nothing = torch.zeros(1, action_size)
+def _is_sparse(env: Environments, limit: int) -> bool:
+    """See Sight.sparse. Whether a fault ends the training is for the training to say: --env-restarts may save it."""
+    try:
+        return _nothing_tells(env, limit, time.monotonic() + PATIENCE)
+    except EnvironmentFault:
+        return False
+
+
+def _nothing_tells(env: Environments, limit: int, deadline: float) -> bool:
+    nothing = torch.zeros(env.num_envs, 1)
     env.reset(seed=SEED)
-    rewards = []
-    for _ in range(min(limit - 1, WATCHED)):
+    steps = min(limit - 1, WATCHED)
+    first = None
+    for _ in range(steps):
         _, reward, terminated, truncated, _ = env.step(nothing)
-        rewards.append(float(reward))
-        if rewards[-1] != rewards[0] or bool(terminated | truncated):
+        first = reward[0].clone() if first is None else first
+        if (reward != first).any() or (terminated | truncated).any() or time.monotonic() > deadline:
             return False
-    return len(rewards) > 1
+    return steps > 1

@@ -106,8 +106,9 @@ def _noise(sight: Sight) -> Choice:
 
 
 def _is_far(sight: Sight) -> bool:
-    """Whether noise that is drawn anew in each step would lead nowhere if it were small. With more numbers it need not
-    be larger: one of them finds something (LOG.md: it helps one task of five, and harms two)."""
+    """Whether noise that is drawn anew in each step would lead nowhere if it were small. Sight looks for it where an
+    action is one number: with more it need not be larger, since one of them finds something (LOG.md: more noise helps
+    one task of five, and harms two)."""
     return sight.sparse and sight.action_size == 1
 
 

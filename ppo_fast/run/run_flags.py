@@ -75,8 +75,8 @@ class RunFlags:
     """numbers of the observation that the policy is not shown: --hide 1 3 of CartPole leaves position and angle"""
     total_timesteps: Annotated[int, Range(1)] = 500_000
     """environment steps, all environments together"""
-    exp_name: str = "train"
-    """name of the experiment, part of the run folder's name"""
+    exp_name: str = ""
+    """name of the experiment, part of the run folder's name; that of the program's file unless given"""
     seed: Annotated[int, Range(0, 2**31)] = 1
     """seed of the networks, the actions, the minibatches and the environments"""
     torch_deterministic: bool = True

@@ -15,13 +15,15 @@ What is written and said of the agent is in its log (agent_log.py). What compute
 
 import math
 import time
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import asdict, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 
+import torch
 from gymnasium import spaces
 from torch import nn
 
@@ -157,6 +159,7 @@ class Session:
             ValueError: the environments can't be divided among the processes.
         """
         world = self.ranks.world_size
+        self._refuse_other_flags(args)
         if args.num_envs % world:
             raise ValueError(f"--num-envs: {args.num_envs} environments can't be divided among {world} processes")
         share = replace(args, num_envs=args.num_envs // world, seed=self._seed)
@@ -164,6 +167,14 @@ class Session:
             raise ValueError(f"--num-minibatches: each of {world} processes has {share.batch_size} rows for them")
         self._share = share
         return share
+
+    def _refuse_other_flags(self, args: Any) -> None:
+        """ValueError in every process where one of them has other flags."""
+        mine = zlib.crc32(repr([(field.name, getattr(args, field.name)) for field in fields(args)]).encode())
+        of_first = self.ranks.broadcast_(torch.tensor([mine], dtype=torch.float64, device=self.ranks.device))
+        if self.ranks.any_(int(of_first) != mine):
+            what = "the processes have different flags, as where a recipe sees different rewards"
+            raise ValueError(f"--env-id: {what}: name --gamma and --log-std-init")
 
     def start(self, envs: Environments, agent: nn.Module) -> plan.Plan:
         """Open the console and the run folder and say what runs; returns how the iterations are to run.

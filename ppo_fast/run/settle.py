@@ -13,6 +13,7 @@ from ppo_fast.run import checkpoint, find, modules, presets, recipe, resume
 from ppo_fast.run.cli import program_of
 from ppo_fast.run.film import render_without_a_display
 from ppo_fast.run.flags import as_typed, flags_of, plain_args
+from ppo_fast.run.randomness import seeded
 from ppo_fast.run.run_flags import saved_flags
 
 WIDTH = 100  # columns of a line that a run says
@@ -70,6 +71,7 @@ def settle(args: Any, own: Own | None = None) -> tuple[Any, Beginning]:
         notes = _module_of(settled.env_id, origin, args.trust or "env_id" in given)
         return settled, Beginning(origin, notes, handed_in)
     args, notes = _fitted(args, _given(args) if named is None else named)
+    args = replace(args, exp_name=_name_of_experiment(args))
     return args, Beginning(notes=tuple(notes), handed_in=handed_in)
 
 
@@ -103,7 +105,10 @@ def _by_recipe(args: Any, own: recipe.Recipe, given: Collection[str]) -> tuple[A
         free.discard("num_envs")  # it has to be shared out evenly, which the default can be by more processes
     fixed = {name: value for name, value in vars(args).items() if name not in free}
     notes = []
-    for choice in own.choose(look(args.env_id, args.backend, **args.env_options), fixed):
+    watches = bool(free & {"gamma", "log_std_init"})
+    with seeded(args.seed):  # what is seen is the same each time, and in every process
+        sight = look(args.env_id, args.backend, watches=watches, num_envs=args.num_envs, **args.env_options)
+    for choice in own.choose(sight, fixed):
         chosen = {name: value for name, value in choice.flags.items() if name in free and value != defaults[name]}
         if chosen:
             args = replace(args, **chosen)
@@ -143,6 +148,11 @@ def _hand_in_again(args: Any, own: Own, origin: resume.Origin) -> tuple[Any, Map
     is_named = args.env_id != type(args).env_id
     named = args if is_named else replace(args, env_id=env_id.removeprefix(handed.PREFIX))
     return _hand_in(named, own, kwargs if isinstance(kwargs, dict) else {})
+
+
+def _name_of_experiment(args: Any) -> str:
+    """As it is given, else the program's: "my_ppo" of my_ppo.py; "train" where it has no file, as in a notebook."""
+    return args.exp_name or program_of(args).rpartition(".")[2].replace("__main__", "train")
 
 
 def _module_of(env_id: str, origin: resume.Origin, trusts: bool) -> tuple[str, ...]:
@@ -188,6 +198,7 @@ def _can_be_saved(args: Any) -> None:
 
 def _find(args: Any) -> find.Found | None:
     """The checkpoint that `--resume` means; None for a new run."""
+    args = replace(args, exp_name=_name_of_experiment(args))
     root = Path(args.run_root)
     # torchrun starts the ranks anew, with the same words, after one of them died.
     restarted = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0") != "0"

@@ -1,9 +1,11 @@
 """ppo_fast.load: what it plays is the policy, whatever plays it."""
 
+import importlib
 import json
 import subprocess
 import sys
 import time
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -407,6 +409,27 @@ def test_networks_of_ones_own_are_played_by_the_agent(tmp_path: Path, monkeypatc
         assert isinstance(policy.player, AgentPlayer) and np.array_equal(policy(obs), wanted)
         assert torch.equal(torch.get_rng_state(), before)
         assert len(np.unique(policy(np.tile(obs[:1], (500, 1)), sampled=True))) > 1
+
+
+def test_a_fault_in_ones_own_program_shows_its_lines(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever it raises; how messages of ours were made of one another is not shown."""
+    source = Path(program.__file__).read_text()
+    own = made.own_spaces(made.ACTIONS["discrete"])
+    agent, args = made.agent_of(own, "separate")
+    made.write(tmp_path / "run", own, agent, args, "separate", program="my_faulty", probe=None)
+    code = tmp_path / "code"
+    code.mkdir()
+    monkeypatch.syspath_prepend(str(code))
+    monkeypatch.chdir(code)
+    for fault in ('raise ValueError("SIZE must be even")', "import no_such_module", "1 / 0"):
+        (code / "my_faulty.py").write_text(f"{source}\n{fault}\n")
+        importlib.invalidate_caches()
+        with pytest.raises(ValueError, match=r"^run: ") as caught:
+            ppo_fast.load(tmp_path / "run")
+        assert fault in "".join(traceback.format_exception(caught.value))
+    with pytest.raises(ValueError, match="neither a run folder") as caught:
+        ppo_fast.load(tmp_path / "nowhere")
+    assert caught.value.__cause__ is None and "".join(traceback.format_exception(caught.value)).count("Traceback") == 1
 
 
 def test_a_copy_of_a_program_is_played_without_importing_it(run: Path, tmp_path: Path) -> None:

@@ -1,10 +1,13 @@
 """What can be seen of an environment before anything is trained on it."""
 
+import time
+
 import gymnasium
 import numpy as np
 import pytest
 from gymnasium import spaces
 
+from ppo_fast.envs import EnvironmentFault, sight
 from ppo_fast.envs.sight import Sight, look
 
 
@@ -22,7 +25,7 @@ from ppo_fast.envs.sight import Sight, look
             "sync",
             Sight("continuous", 1, "numbers", 4, 1000, reach=3.0),
         ),  # +1 a step, until it falls
-        ("BallInCupCatch-v1", "auto", Sight("continuous", 2, "numbers", 8, 1000, sparse=True)),
+        ("BallInCupCatch-v1", "auto", Sight("continuous", 2, "numbers", 8, 1000)),  # not looked for
         ("FrozenLake-v1", "auto", Sight("discrete", 4, "table", 16, 100)),
         ("CliffWalking-v1", "auto", Sight("discrete", 4, "table", 48, None)),
         ("CheetahRun-v1", "auto", Sight("continuous", 6, "numbers", 17, 1000)),  # envpool's alone
@@ -63,7 +66,7 @@ class Paid(gymnasium.Env):
     """Rewarded by a sequence, over and over, for at most so many steps."""
 
     observation_space = spaces.Box(-1, 1, (2,))
-    action_space = spaces.Box(np.array([0, -1], np.float32), np.array([4, 1], np.float32))
+    action_space = spaces.Box(-1, 1, (1,))
 
     def __init__(self, rewards, ends_at=None):
         self.rewards, self.ends_at, self.actions = rewards, ends_at, []
@@ -84,18 +87,21 @@ class Paid(gymnasium.Env):
     [
         ([-2, -2], [2, 2], "auto", 2.0),
         ([-1, -1], [1, 1], "auto", 1.0),
-        ([-2, -1], [2, 1], "auto", 1.414214),  # the geometric mean
+        ([-2, -1], [2, 1], "auto", 1.41421),  # the geometric mean
         ([-0.4, -0.4], [0.4, 0.4], "auto", 1.0),  # mapped from [-1, 1]
         ([-0.4, -0.4], [0.4, 0.4], "clip", 0.4),
-        ([0, -1], [4, 1], "clip", 1.414214),
+        ([0, -1], [4, 1], "clip", 1.41421),
         ([-np.inf, -2], [np.inf, 2], "auto", 2.0),
         ([-np.inf, 0], [np.inf, np.inf], "auto", 1.0),
         ([-1e20, -1e20], [1e20, 1e20], "clip", 1.0),  # as some write infinity
         ([3, 3], [3, 3], "clip", 1.0),
+        ([-1e-10, -1e-10], [1e-10, 1e-10], "clip", 1e-10),
     ],
 )
 def test_how_far_actions_reach(low: list[float], high: list[float], bounds: str, reach: float) -> None:
     class Bounded(Paid):
+        """Of two numbers."""
+
         action_space = spaces.Box(np.array(low, np.float32), np.array(high, np.float32))
 
     gymnasium.register("SightOfReach-v0", lambda **_: Bounded([0.0, 1.0]))
@@ -127,7 +133,51 @@ def test_rewards_are_sparse_where_doing_nothing_tells_nothing(
         assert look("SightOfRewards-v0", "sync").sparse is sparse
     finally:
         gymnasium.registry.pop("SightOfRewards-v0")
-    assert all(np.array_equal(action, [0, 0]) for action in made.actions)
+    assert all(np.array_equal(action, [0]) for action in made.actions)
+
+
+class Failing(Paid):
+    def step(self, action):
+        if self.steps == 90:
+            raise ZeroDivisionError("with the action 0 alone")
+        return super().step(action)
+
+
+class Slow(Paid):
+    def step(self, action):
+        time.sleep(0.02)
+        return super().step(action)
+
+
+def test_a_fault_or_a_slow_environment_is_for_the_training_to_meet(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sight, "PATIENCE", 0.2)
+    for kind in (Failing, Slow):
+        gymnasium.register("SightOfFaults-v0", lambda kind=kind, **_: kind([0.0]))
+        try:
+            for backend in ("sync", "async"):
+                before = time.monotonic()
+                assert not look("SightOfFaults-v0", backend).sparse
+                assert time.monotonic() - before < 5
+        finally:
+            gymnasium.registry.pop("SightOfFaults-v0")
+
+
+def test_it_is_watched_only_where_somebody_wants_to_know() -> None:
+    made = Paid([0.0])
+    gymnasium.register("SightUnwatched-v0", lambda **_: made)
+    assert look("SightUnwatched-v0", "sync").sparse and len(made.actions) == 256
+    assert not look("SightUnwatched-v0", "sync", watches=False).sparse and len(made.actions) == 256
+
+
+def test_a_vector_that_cannot_be_made_of_one() -> None:
+    def vector(num_envs: int, **_) -> gymnasium.vector.VectorEnv:
+        assert num_envs == 4
+        return gymnasium.vector.SyncVectorEnv([lambda: Paid([0.0])] * num_envs)
+
+    gymnasium.register("SightOfFour-v0", vector_entry_point=vector)
+    assert look("SightOfFour-v0", num_envs=4).sparse
+    with pytest.raises(EnvironmentFault, match="AssertionError"):
+        look("SightOfFour-v0")
 
 
 def test_an_unknown_id_is_one_line() -> None:

@@ -180,6 +180,7 @@ def test_both_paths_of_a_verification_have_them(tmp_path: Path, monkeypatch: pyt
         ({"envs": vector(4)}, {"num_envs": 3}, "--num-envs: is 3, and envs is a vector of 4"),
         ({"envs": vector(4)}, {"verify": 2}, "--verify: needs more environments"),
         ({"envs": vector, "wrappers": [Corridor]}, {}, "wrappers: they are for single environments"),
+        ({"wrappers": Corridor}, {}, "wrappers: a list of what takes an environment and gives one"),
         ({"wrappers": [3]}, {}, "wrappers: each takes an environment and gives one, got 3"),
         ({"wrappers": [Corridor]}, {"env_id": "Nowhere-v0"}, "--env-id: no environment 'Nowhere-v0'"),
         ({"wrappers": [Corridor]}, {"env_id": "ppo_fast/MemoryChain-v0"}, "wrappers: they are for single environments"),

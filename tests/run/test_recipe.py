@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Literal
 
 import gymnasium
+import numpy as np
 import pytest
 
 from ppo_fast import train as train_program, train_lstm
@@ -81,6 +82,34 @@ def test_one_number_and_a_goal_far_away_get_more_noise() -> None:
         assert (chosen(sparse).get("gamma") == 0.999) is (size == 1)
 
 
+class Lucky(gymnasium.Env):
+    """Rewarded by chance, from the process-wide generator."""
+
+    observation_space = gymnasium.spaces.Box(-1, 1, (2,))
+    action_space = gymnasium.spaces.Box(-1, 1, (1,))
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(2, np.float32), float(np.random.rand() < 0.0027), False, False, {}
+
+
+def test_a_seed_chooses_the_same_each_time() -> None:
+    gymnasium.register("Lucky-v0", Lucky, max_episode_steps=500)
+    try:
+        by_seed = {}
+        for seed in range(8):
+            state = np.random.get_state()[1].copy()
+            found = [settle.settle(Args(env_id="Lucky-v0", seed=seed))[0].gamma for _ in range(3)]
+            assert (np.random.get_state()[1] == state).all()
+            assert len(set(found)) == 1
+            by_seed[seed] = found[0]
+    finally:
+        gymnasium.registry.pop("Lucky-v0")
+    assert set(by_seed.values()) == {0.99, 0.999}
+
+
 def test_it_never_looks_at_a_name() -> None:
     assert {field.name for field in fields(Sight)} == {
         *("actions", "action_size", "observation", "observation_size", "time_limit", "reach", "sparse"),
@@ -110,7 +139,7 @@ def test_flags_that_are_replaced_count_where_they_differ_from_the_default() -> N
 def test_presets_come_first_unless_the_recipe_is_asked_for() -> None:
     assert settle.settle(Args())[1].notes[0].startswith("preset ")
     assert settle.settle(Args(recipe=True))[1].notes[0].startswith("recipe ")
-    assert settle.settle(Args(preset=False)) == (Args(preset=False), settle.Beginning())
+    assert settle.settle(Args(preset=False)) == (Args(preset=False, exp_name="train"), settle.Beginning())
 
 
 def test_short_episodes_are_about_what_comes_soon() -> None:
