@@ -1,6 +1,6 @@
 """The flags that a run really has, and what is said of them."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +35,13 @@ def test_a_preset_fills_in_what_was_not_named() -> None:
 def test_no_preset_where_none_is_wanted_or_there_is_none(args: Args) -> None:
     """In a call from Python flags are what they are."""
     settled, beginning = settle(args)
-    assert settled == args and beginning.notes == ()
+    assert settled == replace(args, exp_name="train") and beginning.notes == ()
 
 
 def test_flags_are_in_pythons_own_types() -> None:
     given: Any = {"num_envs": np.int64(8), "hidden_sizes": [8, 8], "run_root": Path("runs"), "gamma": np.float32(0.5)}
     args, _ = settle(Args(**given))
-    assert args == Args(num_envs=8, hidden_sizes=(8, 8), run_root="runs", gamma=0.5)
+    assert args == Args(num_envs=8, hidden_sizes=(8, 8), run_root="runs", gamma=0.5, exp_name="train")
     assert [type(x) for x in (args.num_envs, args.run_root, args.gamma)] == [int, str, float]
 
 
