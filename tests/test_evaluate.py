@@ -182,7 +182,7 @@ class OfSize(gymnasium.Env):
 
 
 def test_keywords_that_change_spaces_are_told(tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(gymnasium.registry, "OfSize-v0", EnvSpec("OfSize-v0", OfSize))
+    monkeypatch.setitem(gymnasium.registry, "OfSize-v0", EnvSpec("OfSize-v0", lambda **kwargs: OfSize(**kwargs)))
     folder, _ = trained(tmp_path, env_id="OfSize-v0", backend="sync", preset=False)
     capsys.readouterr()
     evaluate(Args(run=str(folder), episodes=2, env_kwargs={"parts": True}))
