@@ -11,6 +11,8 @@ import sys
 import threading
 from types import FrameType
 
+COLLECTOR_WAITS = threading.Event()
+"""Python's garbage collector is off until `imported`."""
 AGAIN_SECONDS = 0.01  # after which a KeyboardInterrupt that was lost is raised again
 
 
@@ -22,7 +24,9 @@ def register_command() -> None:
     if not _is_command():
         return
     open_standard_streams()
-    gc.disable()  # until `imported`: to look through torch's half a million objects takes 0.1 s, and finds nothing
+    if gc.isenabled():  # to look through torch's half a million objects takes 0.1 s, and finds nothing
+        gc.disable()
+        COLLECTOR_WAITS.set()
     # One that is ignored, as for a job in the background of a script, stays ignored.
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, leave)
@@ -52,7 +56,9 @@ def open_standard_streams() -> list[int]:
 
 def imported() -> None:
     """The program begins: Ctrl-C raises KeyboardInterrupt, and a second one ends it where it stands."""
-    gc.enable()
+    if COLLECTOR_WAITS.is_set():
+        COLLECTOR_WAITS.clear()
+        gc.enable()
     if signal.getsignal(signal.SIGINT) is leave:
         signal.signal(signal.SIGINT, interrupt)
         sys.unraisablehook = say_or_interrupt_again

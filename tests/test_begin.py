@@ -96,8 +96,11 @@ def as_command(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(sys, "argv", ["-m"])
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "ppo_fast.train"])
     monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    assert gc.isenabled()
     yield
     signal.signal(signal.SIGINT, before)
+    begin.COLLECTOR_WAITS.clear()
+    gc.enable()
 
 
 def test_another_process_is_left_alone(as_command: None, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -127,6 +130,17 @@ def test_the_command_of_all_programs_is_prepared(
     signal.signal(signal.SIGINT, signal.default_int_handler)
     begin.register_command()
     assert signal.getsignal(signal.SIGINT) is begin.leave
+
+
+def test_the_garbage_collector_waits_for_the_imports_of_a_command(as_command: None) -> None:
+    begin.register_command()
+    assert not gc.isenabled()
+    begin.imported()
+    assert gc.isenabled()
+    gc.disable()  # by somebody who wants it off
+    begin.register_command()
+    begin.imported()
+    assert not gc.isenabled()
 
 
 def test_an_interrupt_that_a_callback_swallows_comes_again(as_command: None) -> None:
