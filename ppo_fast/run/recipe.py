@@ -100,7 +100,7 @@ def _noise(sight: Sight) -> Choice:
     """How far actions are varied at the start."""
     # The norm of the noise is about 1 then, for up to seven numbers; those of a humanoid would hardly move with less.
     deviation = max(-0.5 * math.log(max(sight.action_size, 1)), -1.0)
-    noise = {"log_std_init": round(deviation + math.log(sight.reach), 2) + 0.0}
+    noise = {"log_std_init": round(deviation + math.log(sight.reach), 2) + 0.0}  # 0.0 instead of -0.0
     numbers = "one number" if sight.action_size == 1 else f"{sight.action_size} numbers"
     return Choice(noise, f"actions of {numbers} within ±{sight.reach:g}: as much noise in all")
 
