@@ -8,15 +8,14 @@
 
 Each (environment, seed) is `python -m ppo_fast.train` in a process of its own, on one thread, so presets apply, and the
 recipe where there is none. The headline is the final evaluation of 100 greedy episodes; the sampled one stands beside
-it. Runs that are finished, with this command and these presets and recipe, are not done again (`--redo` does). What
-comes out, under benchmarks/results/: learning-<suite>.json with every run, and learning-<suite>.png with the training
+it. Runs that are finished, with this command and what a preset or the recipe sets, are not done again (`--redo` does).
+What comes out, under benchmarks/results/: learning-<suite>.json with every run, and learning-<suite>.png with the training
 curves.
 
 Presets are tuned on seeds of 101 and up, so seeds 1 to 10 are free of selection.
 """
 
-import hashlib
-import inspect
+import functools
 import json
 import os
 import re
@@ -27,13 +26,15 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from benchmarks.peers import machine_facts
 from ppo_fast.pictures import intervals
-from ppo_fast.run import presets, recipe
+from ppo_fast.run import cli
+from ppo_fast.run.settle import settle
+from ppo_fast.train import Args as TrainArgs
 
 
 class Task(NamedTuple):
@@ -174,23 +175,29 @@ def stem(args: Args) -> str:
 
 
 def finished(args: Args, task: Task, seed: int) -> dict[str, Any] | None:
-    """The record of a run that was done with the same command and the same preset, or None."""
+    """The record of a run that was done with the same command, for which the same was set, or None."""
     try:
         record = json.loads(record_path(args, task.env_id, seed).read_text())
     except (OSError, ValueError):
         return None
-    same = record.get("command") == command(task, seed, args.extra) and record.get("preset") == chosen(
-        task.env_id, args.extra
-    )
-    return record if same else None
+    words = command(task, seed, args.extra)
+    return record if record.get("command") == words and record.get("preset") == what_is_set(words) else None
 
 
-def chosen(env_id: str, extra: str) -> dict[str, Any]:
-    """What sets the flags that the command does not name: the preset's flags as JSON knows them, or which recipe."""
-    tuned = presets.flags(env_id)
-    if tuned and "--recipe" not in extra:
-        return json.loads(json.dumps(tuned))
-    return {"recipe": hashlib.sha256(inspect.getsource(recipe).encode()).hexdigest()[:12]}
+def what_is_set(words: Sequence[str]) -> dict[str, Any]:
+    """The flags that a preset or the recipe sets for the command of a run, as JSON knows them."""
+    without_seed = [word for i, word in enumerate(words) if "--seed" not in words[max(i - 1, 0) : i + 1]]
+    return json.loads(_set_by(tuple(without_seed[3:])))
+
+
+@functools.cache
+def _set_by(flags: tuple[str, ...]) -> str:
+    """Looking at an environment takes a second or two."""
+    typed = cli.parse(TrainArgs, flags, "")
+    settled, _ = settle(typed)
+    names = [field.name for field in fields(TrainArgs) if field.name != "exp_name"]
+    found = {name: getattr(settled, name) for name in names}
+    return json.dumps({name: value for name, value in found.items() if value != getattr(typed, name)})
 
 
 def run_one(args: Args, task: Task, seed: int) -> dict[str, Any]:
@@ -212,7 +219,7 @@ def run_one(args: Args, task: Task, seed: int) -> dict[str, Any]:
         "env_id": task.env_id,
         "seed": seed,
         "command": words,
-        "preset": chosen(task.env_id, args.extra),
+        "preset": what_is_set(words),
         "seconds": seconds,
     }
     new = sorted(set(root.iterdir()) - before)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from benchmarks import learning
+from ppo_fast.run import presets
 
 DRAW = learning.draw
 TASK = learning.Task("CartPole-v1", 1000, "tensor", (490.0, 6.0))
@@ -169,7 +170,7 @@ def test_finished_runs_are_not_done_again(args: learning.Args, monkeypatch: pyte
 def test_a_changed_preset_or_command_is_another_run(args: learning.Args, monkeypatch: pytest.MonkeyPatch) -> None:
     training = fake(monkeypatch)
     learning.run(args)
-    monkeypatch.setitem(learning.presets.PRESETS, "CartPole-v1", {"hidden_sizes": (32, 32)})
+    monkeypatch.setitem(presets.PRESETS, "CartPole-v1", {"hidden_sizes": (32, 32)})
     learning.run(args)
     assert len(training.calls) == 6
     learning.run(args)  # a tuple that JSON keeps as a list is still the same preset
