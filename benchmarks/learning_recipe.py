@@ -1,16 +1,18 @@
-"""The recipe beside our former defaults and CleanRL's published ones, over families of tasks and seeds, at the same steps.
+"""The recipe beside our former defaults and CleanRL's published ones: families of tasks, seeds, the same steps.
 
     pip install -e ".[bench]"
     python -m benchmarks.learning_recipe
     python -m benchmarks.learning_recipe --family tables --seeds 1-3
 
 Former are the defaults of train.py where neither preset nor recipe sets anything (`--no-preset`); CleanRL's are the
-lines of docs/coming-from.md for ppo.py and ppo_continuous_action.py. Each run is a process of its own on one thread, and
-its figure the mean of greedy episodes at its end. Runs that are finished are not done again, as in benchmarks.learning.
+lines of docs/coming-from.md for ppo.py and ppo_continuous_action.py. Each run is a process of its own on one thread,
+and its figure the mean of greedy episodes at its end. Runs that are finished are not done again, as in
+benchmarks.learning.
 
-Said for each task: the mean over seeds of each side, the 95 % interval of the recipe's lead (Welch's t), and the seconds
-that 1M steps take. Then scores over all tasks, 0 for random actions and 1 for the best mean of a side: interquartile
-means with stratified bootstrap intervals, of all and without each family (Agarwal et al. 2021, arXiv 2108.13264).
+Said for each task: the mean over seeds of each side, the 95 % interval of the recipe's lead (Welch's t), and the
+seconds that 1M steps take. Then scores over all tasks, 0 for random actions and 1 for the best mean of a side:
+interquartile means with stratified bootstrap intervals, of all and without each family (Agarwal et al. 2021, arXiv
+2108.13264).
 """
 
 import json
@@ -26,8 +28,7 @@ import numpy as np
 import torch
 import tyro
 
-from benchmarks.learning import Args as LearningArgs
-from benchmarks.learning import Task, parse_seeds, run_one
+from benchmarks.learning import Args as LearningArgs, Task, parse_seeds, run_one
 from benchmarks.learning_peers import difference, our_line
 from benchmarks.peers import machine_facts
 from ppo_fast.envs import factory
@@ -64,7 +65,7 @@ FAMILIES = {
     ),
     "control": Family(
         _tasks("envpool", 200_000, "CartpoleSwingup-v1", "CheetahRun-v1", "FingerSpin-v1", "ReacherEasy-v1")
-        + _tasks("envpool", 200_000, "WalkerWalk-v1", "BallInCupCatch-v1", "AcrobotSwingup-v1"),
+        + _tasks("envpool", 200_000, "WalkerWalk-v1", "BallInCupCatch-v1"),
         FEW,
     ),
     "games": Family(
@@ -200,7 +201,7 @@ def lines_of(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
         chosen = [
             scores(found)
             for found in tasks.values()
-            if name in ("all", found["family"]) or name.startswith("all but") and name != f"all but {found['family']}"
+            if name in ("all", found["family"]) or (name.startswith("all but") and name != f"all but {found['family']}")
         ]
         if chosen:
             lines.append(f"{name:<28}" + "".join(f"{_interval(overall(chosen, side), 2):>22}" for side in SIDES))
