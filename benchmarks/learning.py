@@ -9,8 +9,8 @@
 Each (environment, seed) is `python -m ppo_fast.train` in a process of its own, on one thread, so presets apply, and the
 recipe where there is none. The headline is the final evaluation of 100 greedy episodes; the sampled one stands beside
 it. Runs that are finished, with this command and what a preset or the recipe sets, are not done again (`--redo` does).
-What comes out, under benchmarks/results/: learning-<suite>.json with every run, and learning-<suite>.png with the training
-curves.
+What comes out, under benchmarks/results/: learning-<suite>.json with every run, and learning-<suite>.png with the
+training curves.
 
 Presets are tuned on seeds of 101 and up, so seeds 1 to 10 are free of selection.
 """
@@ -375,6 +375,7 @@ def draw_panel(axes: Any, env_id: str, found: Mapping[str, Any]) -> None:
 def run(args: Args) -> dict[str, Any]:
     """Run what is missing, print the table, write JSON and figure; what the JSON holds."""
     tasks, seeds = check(args)
+    _set_by.cache_clear()
     intervals.iqm([0.0])  # a missing SciPy should be said before hours of training, not after
     machine = machine_facts()
     jobs = args.jobs or machine["cores"]

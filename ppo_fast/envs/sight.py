@@ -2,8 +2,8 @@
 
     sight = look("Hopper-v5", "auto")     # Sight(actions="continuous", ..., time_limit=1000)
 
-One environment is made, asked for its spaces and its time limit, and closed. Where an action is one number it is also
-watched for some steps, in which nothing is done.
+One environment is made, asked for its spaces and its time limit, and closed. Where an action is one continuous number
+it is also watched for some steps, in which nothing is done.
 """
 
 import math
@@ -23,8 +23,8 @@ from ppo_fast.envs.keywords import step_limit
 from ppo_fast.envs.own import OwnSpaces
 
 SEED = 0
-WATCHED = 256  # steps, within which what falls has fallen
-PATIENCE = 5.0  # seconds for them
+WATCH_STEPS = 256  # within which what falls has fallen
+WATCH_SECONDS = 5.0  # at most, for them
 
 
 @dataclass(frozen=True)
@@ -45,9 +45,9 @@ class Sight:
     """Half of the range that a policy's own actions are clipped to: 2 for [-2, 2]; 1 where [-1, 1] is mapped to the
     bounds, or where there are none. The geometric mean, where an action has several numbers."""
     sparse: bool = False
-    """The action 0 again and again ends no episode, and is rewarded the same each time: what a reward is for has to be
-    found first. Looked for only where an action is one number, and False where an environment fails or takes long; and
-    for a vector that was handed in ready-made, which is the caller's to step."""
+    """The action 0, again and again for up to 256 steps, ends no episode and is rewarded the same each time: what a
+    reward is for has to be found first. Looked for only where an action is one continuous number; False where an
+    environment fails or takes long, and for a vector that was handed in ready-made, which is the caller's to step."""
 
 
 def look(
@@ -88,7 +88,7 @@ def look(
             observation_size=math.prod(env.single_observation_space.shape),
             time_limit=limit,
             reach=_reach(env.own_spaces) if actions == "continuous" else 1.0,
-            sparse=may_watch and _is_sparse(env, limit or WATCHED + 1),
+            sparse=may_watch and _is_sparse(env, limit or WATCH_STEPS + 1),
         )
     finally:
         env.close()
@@ -106,15 +106,16 @@ def _reach(own: OwnSpaces) -> float:
 def _is_sparse(env: Environments, limit: int) -> bool:
     """See Sight.sparse. Whether a fault ends the training is for the training to say: --env-restarts may save it."""
     try:
-        return _nothing_tells(env, limit, time.monotonic() + PATIENCE)
+        return _nothing_tells(env, limit, time.monotonic() + WATCH_SECONDS)
     except EnvironmentFault:
         return False
 
 
 def _nothing_tells(env: Environments, limit: int, deadline: float) -> bool:
+    """Whether no step with the action 0 differs from the others, before the time limit."""
     nothing = torch.zeros(env.num_envs, 1)
     env.reset(seed=SEED)
-    steps = min(limit - 1, WATCHED)
+    steps = min(limit - 1, WATCH_STEPS)
     first = None
     for _ in range(steps):
         _, reward, terminated, truncated, _ = env.step(nothing)

@@ -48,7 +48,7 @@ def memory(sight: Sight, given: Mapping[str, Any]) -> list[Choice]:
     """For a policy that remembers, whose defaults fit discrete actions otherwise."""
     if sight.actions == "continuous":
         follow = Choice({"lr_schedule": "kl"}, "continuous actions: steps as large as the policy bears")
-        return [follow, FAR] if _is_far(sight) else [follow]
+        return [follow, FAR] if _needs_wide_noise(sight) else [follow]
     return [Choice({"target_kl": 0.08}, "discrete actions: no epoch after one that moved the policy far")]
 
 
@@ -57,7 +57,8 @@ def _scales(sight: Sight) -> Choice:
     # Scaled returns differ by more than clip_coef, so a clipped value would crawl.
     scaled = {"norm_reward": True, "clip_vloss": False}
     if sight.observation == "table":
-        return Choice(scaled, "rewards of unknown scale")  # one-hot rows need none, and would get 10 for the rare ones
+        # The 1 of a row that is rarely seen would become a 10.
+        return Choice(scaled, "rewards of unknown scale")
     return Choice({"norm_obs": True, **scaled}, "observations and rewards of unknown scale")
 
 
@@ -67,10 +68,10 @@ def _discrete(sight: Sight, given: Mapping[str, Any]) -> list[Choice]:
     rollout = _rollout(given, num_envs=64, rows=8192 if table else 4096, most=128)
     passes = {"update_epochs": 8, "num_minibatches": _minibatches(rollout, 512, 16 if table else 8)}
     choices = [
-        Choice(rollout, "discrete actions: rollouts of many steps"),
+        Choice(rollout, "discrete actions: large rollouts"),
         Choice({**passes, "learning_rate": 2e-3}, "discrete actions: many updates from each rollout"),
     ]
-    if table:  # where a goal is found by chance alone, and -100 for a fall would make a step's -1 nothing
+    if table:  # A goal may be found by chance alone.
         return [*choices, Choice({"ent_coef": 0.02}, "a table: explore for longer")]
     return [*choices, Choice({"ent_coef": 0.005}, "scaled rewards: less of an entropy bonus")]
 
@@ -79,16 +80,17 @@ def _continuous(sight: Sight, given: Mapping[str, Any]) -> list[Choice]:
     """Actions that are numbers."""
     rollout = _rollout(given, num_envs=16, rows=2048, most=2048)
     rows = rollout["num_envs"] * rollout["num_steps"]
-    # What thousands of environments bring needs no tenth look.
-    passes = {"update_epochs": 10 if rows <= 16_384 else 5, "num_minibatches": _minibatches(rollout, 128, 16)}
+    # Of thousands of environments, half the epochs take as many steps of the optimizer as are of use.
+    epochs = 10 if rows <= 16_384 else 5
+    passes = {"update_epochs": epochs, "num_minibatches": _minibatches(rollout, 128, 16)}
     rate = {"lr_schedule": "kl", "learning_rate": 3e-4, "desired_kl": 0.015}
     choices = [
-        Choice(rollout, "continuous actions: short rollouts"),
+        Choice(rollout, "continuous actions: small rollouts"),
         Choice({**passes, **rate}, "many small updates from each, as large as the policy bears"),
         Choice({"ent_coef": 0.0}, "a deviation that is learned without a bonus"),
     ]
     limit = sight.time_limit
-    if _is_far(sight):
+    if _needs_wide_noise(sight):
         return [*choices, FAR]
     choices.append(_noise(sight))
     if limit is not None and limit <= SHORT:
@@ -97,18 +99,19 @@ def _continuous(sight: Sight, given: Mapping[str, Any]) -> list[Choice]:
 
 
 def _noise(sight: Sight) -> Choice:
-    """How far actions are varied at the start."""
-    # The norm of the noise is about 1 then, for up to seven numbers; those of a humanoid would hardly move with less.
-    deviation = max(-0.5 * math.log(max(sight.action_size, 1)), -1.0)
-    noise = {"log_std_init": round(deviation + math.log(sight.reach), 2) + 0.0}  # 0.0 instead of -0.0
+    """How far actions are varied at the start: the more numbers, the less each, and none by less than a third of its
+    reach."""
+    # The norm of the noise is that of one number's, for up to seven. A humanoid would hardly move with so little.
+    log_deviation = max(-0.5 * math.log(max(sight.action_size, 1)), -1.0)
+    noise = {"log_std_init": round(log_deviation + math.log(sight.reach), 2) + 0.0}  # 0.0 instead of -0.0
     numbers = "one number" if sight.action_size == 1 else f"{sight.action_size} numbers"
-    return Choice(noise, f"actions of {numbers} within ±{sight.reach:g}: as much noise in all")
+    return Choice(noise, f"actions of {numbers} within ±{sight.reach:g}: noise of that size")
 
 
-def _is_far(sight: Sight) -> bool:
-    """Whether noise that is drawn anew in each step would lead nowhere if it were small. Sight looks for it where an
-    action is one number: with more it need not be larger, since one of them finds something (LOG.md: more noise helps
-    one task of five, and harms two)."""
+def _needs_wide_noise(sight: Sight) -> bool:
+    """Whether small noise, drawn anew in each step, would find no reward."""
+    # With more numbers it need not be larger, since one of them finds something (LOG.md: of five such tasks more noise
+    # helps one, and harms two).
     return sight.sparse and sight.action_size == 1
 
 
@@ -120,9 +123,9 @@ def _rollout(given: Mapping[str, Any], num_envs: int, rows: int, most: int) -> d
 
 
 def _minibatches(rollout: Mapping[str, Any], rows: int, most: int) -> int:
-    """So many that each has so many rows, within 4 and `most`; fewer than 4 where there are too few rows for them."""
-    found = rollout["num_envs"] * rollout["num_steps"]
-    return max(min(4, found), min(found // rows, most))
+    """So many that each has so many rows, within 4 and `most`. A rollout of fewer rows than 4 has one for each row."""
+    available = rollout["num_envs"] * rollout["num_steps"]
+    return max(min(4, available), min(available // rows, most))
 
 
 VECTORS = Recipe(

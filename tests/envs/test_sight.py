@@ -150,7 +150,7 @@ class Slow(Paid):
 
 
 def test_a_fault_or_a_slow_environment_is_for_the_training_to_meet(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sight, "PATIENCE", 0.2)
+    monkeypatch.setattr(sight, "WATCH_SECONDS", 0.2)
     for kind in (Failing, Slow):
         gymnasium.register("SightOfFaults-v0", lambda kind=kind, **_: kind([0.0]))
         try:
