@@ -167,6 +167,7 @@ def test_finished_runs_are_not_done_again(args: learning.Args, monkeypatch: pyte
     assert len(training.calls) == 7
 
 
+@pytest.mark.fitted
 def test_a_changed_preset_or_command_is_another_run(args: learning.Args, monkeypatch: pytest.MonkeyPatch) -> None:
     training = fake(monkeypatch)
     learning.run(args)
@@ -178,6 +179,15 @@ def test_a_changed_preset_or_command_is_another_run(args: learning.Args, monkeyp
     args.total_timesteps = 2000
     learning.run(args)
     assert len(training.calls) == 9
+
+
+@pytest.mark.fitted
+def test_what_a_recipe_sets_is_kept_and_not_how_it_is_written() -> None:
+    task = learning.Task("Pendulum-v1", 1000, "tensor", None)
+    found = [learning.what_is_set(learning.command(task, seed, "--recipe --learning-rate 0.1")) for seed in (1, 2)]
+    assert found[0] == found[1] and found[0]["norm_obs"] is True and found[0]["gamma"] == 0.95
+    assert not {"learning_rate", "recipe", "seed", "flags_given", "exp_name"} & set(found[0])
+    assert learning.what_is_set(learning.command(task, 1, "--no-preset")) == {}
 
 
 def test_a_failed_run_is_told_and_tried_again(
@@ -199,6 +209,7 @@ def test_a_suite_of_failures_still_says_so(
     fake(monkeypatch, failing=(1, 2, 3))
     monkeypatch.setattr(sys, "argv", ["learning", "--seeds", "1-3", "--env-id", "CartPole-v1", "--jobs", "1"])
     monkeypatch.setattr(learning, "Args", lambda: args)
+    monkeypatch.setattr(learning, "what_is_set", lambda _: {})  # reads flags by tyro, too
     monkeypatch.setattr("tyro.cli", lambda made, **_: args)
     with pytest.raises(SystemExit) as stop:
         learning.main()
