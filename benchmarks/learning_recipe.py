@@ -16,6 +16,7 @@ interquartile means with stratified bootstrap intervals, of all and without each
 """
 
 import json
+import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -146,7 +147,7 @@ def random_return(task: Task) -> float:
 def summary(job: Job, records: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """A task over its seeds: what its sides reached, and by how much the recipe leads."""
     greedy = {side: [record["greedy"] for record in found] for side, found in records.items()}
-    leads = {side: difference(np.array(greedy["recipe"]), np.array(greedy[side])) for side in SIDES[1:]}
+    leads = {side: lead(greedy["recipe"], greedy[side]) for side in SIDES[1:]}
     return {
         "family": job.family,
         "total_timesteps": job.task.total_timesteps,
@@ -160,6 +161,12 @@ def summary(job: Job, records: Mapping[str, Sequence[Mapping[str, Any]]]) -> dic
         },
         "curves": {side: [record["curve"] for record in found] for side, found in records.items()},
     }
+
+
+def lead(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
+    """By how much the mean is higher, and its interval, which one seed does not have: (NaN, NaN)."""
+    found = difference(np.array(ours), np.array(theirs))
+    return found if min(len(ours), len(theirs)) > 1 else (found[0], math.nan, math.nan)
 
 
 def scores(found: Mapping[str, Any]) -> dict[str, np.ndarray]:
