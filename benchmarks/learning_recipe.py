@@ -183,8 +183,9 @@ def overall(tasks: Sequence[Mapping[str, np.ndarray]], side: str) -> tuple[float
     drawn = np.random.default_rng(0)
     columns = [task[side] for task in tasks]
     again = [column[drawn.integers(len(column), size=(RESAMPLES, len(column)))] for column in columns]
-    means = [iqm(row) for row in np.concatenate(again, axis=1)]
-    return iqm(np.concatenate(columns)), *(float(bound) for bound in np.percentile(means, (2.5, 97.5)))
+    means = [iqm(row.tolist()) for row in np.concatenate(again, axis=1)]
+    low, high = np.percentile(means, (2.5, 97.5))
+    return iqm(np.concatenate(columns).tolist()), float(low), float(high)
 
 
 def lines_of(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:

@@ -51,12 +51,11 @@ class Walk(gym.Env):
 
     def _see(self) -> dict[str, np.ndarray]:
         beside = self._place + STEPS
-        inside = ((beside >= 0) & (beside < SIDE)).all(1)
-        free = np.array([ok and self._walked[tuple(place)] == 0 for ok, place in zip(inside, beside, strict=True)])
+        free = [0 <= row < SIDE and 0 <= column < SIDE and self._walked[row, column] == 0 for row, column in beside]
         stood = np.zeros_like(self._walked)
         stood[tuple(self._place)] = 1
         fields = np.concatenate([self._walked.ravel(), stood.ravel()])
-        return {"fields": fields, "action_mask": free.astype(np.int8)}
+        return {"fields": fields, "action_mask": np.array(free, np.int8)}
 
 
 gym.register("SteppedHopper-v0", "benchmarks.tasks:stepped_hopper", max_episode_steps=1000)
