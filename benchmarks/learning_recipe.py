@@ -41,38 +41,36 @@ SIDES = ("recipe", "former", "cleanrl")
 RANDOM_EPISODES = 20
 
 
-class Family(NamedTuple):
-    """Tasks of one kind, and further words for their runs."""
+class Group(NamedTuple):
+    """Tasks that are run alike."""
 
-    tasks: tuple[Task, ...]
-    words: str = ""
-
-
-def _tasks(backend: str, steps: int, *env_ids: str) -> tuple[Task, ...]:
-    return tuple(Task(env_id, steps, backend, None) for env_id in env_ids)
+    backend: str
+    total_timesteps: int
+    env_ids: tuple[str, ...]
+    words: str = ""  # further ones for their runs
 
 
-FEW = "--eval-episodes 20"  # where one lasts a thousand steps
+FEW = "--eval-episodes 20"  # where an episode lasts a thousand steps
 FAMILIES = {
-    "classic": Family(
-        _tasks("tensor", 500_000, "CartPole-v1", "Acrobot-v1", "MountainCar-v0", "Pendulum-v1")
-        + _tasks("tensor", 500_000, "MountainCarContinuous-v0")
+    "classic": (
+        Group(
+            "tensor",
+            500_000,
+            ("CartPole-v1", "Acrobot-v1", "MountainCar-v0", "Pendulum-v1", "MountainCarContinuous-v0"),
+        ),
     ),
-    "tables": Family(_tasks("sync", 500_000, "FrozenLake8x8-v1", "CliffWalking-v1", "Taxi-v4")),
-    "robots": Family(
-        _tasks("envpool", 200_000, "InvertedPendulum-v5", "HalfCheetah-v5", "Hopper-v5", "Walker2d-v5", "Pusher-v5")
-        + _tasks("envpool", 200_000, "HumanoidStandup-v5"),
-        FEW,
+    "tables": (Group("sync", 500_000, ("FrozenLake8x8-v1", "CliffWalking-v1", "Taxi-v4")),),
+    "robots": (
+        Group("envpool", 200_000, ("InvertedPendulum-v5", "HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"), FEW),
+        Group("envpool", 200_000, ("Pusher-v5", "HumanoidStandup-v5"), FEW),
     ),
-    "control": Family(
-        _tasks("envpool", 200_000, "CartpoleSwingup-v1", "CheetahRun-v1", "FingerSpin-v1", "ReacherEasy-v1")
-        + _tasks("envpool", 200_000, "WalkerWalk-v1", "BallInCupCatch-v1"),
-        FEW,
+    "control": (
+        Group("envpool", 200_000, ("CartpoleSwingup-v1", "CheetahRun-v1", "FingerSpin-v1"), FEW),
+        Group("envpool", 200_000, ("ReacherEasy-v1", "WalkerWalk-v1", "BallInCupCatch-v1"), FEW),
     ),
-    "games": Family(
-        _tasks("envpool", 200_000, "LunarLander-v2")
-        + _tasks("sync", 200_000, "benchmarks.tasks:Walk-v0", "benchmarks.tasks:SteppedHopper-v0"),
-        FEW,
+    "games": (
+        Group("envpool", 200_000, ("LunarLander-v2",), FEW),
+        Group("sync", 200_000, ("benchmarks.tasks:Walk-v0", "benchmarks.tasks:SteppedHopper-v0"), FEW),
     ),
 }
 
@@ -98,13 +96,26 @@ class Job(NamedTuple):
 
     family: str
     task: Task
+    words: str
     side: str
     seed: int
 
 
+def jobs_of(families: Sequence[str], seeds: Sequence[int]) -> list[Job]:
+    """The runs, seed by seed."""
+    groups = [(family, group) for family in families for group in FAMILIES[family]]
+    return [
+        Job(family, Task(env_id, group.total_timesteps, group.backend, None), group.words, side, seed)
+        for seed in seeds
+        for family, group in groups
+        for env_id in group.env_ids
+        for side in SIDES
+    ]
+
+
 def run_job(args: Args, job: Job) -> dict[str, Any]:
     """The record of a run, made now or earlier. RuntimeError where the run failed."""
-    words = [FAMILIES[job.family].words, _words_of(job.side, job.task)]
+    words = [job.words, _words_of(job.side, job.task)]
     learning = LearningArgs(variant=f"{job.family}-{job.side}", extra=" ".join(words), run_root=args.run_root)
     record = run_one(learning, job.task, job.seed)
     if "error" in record:
@@ -227,15 +238,13 @@ def main(args: Args) -> None:
     if unknown:
         raise ValueError(f"--family: {sorted(unknown)[0]} is none of {', '.join(FAMILIES)}")
     seeds = parse_seeds(args.seeds)
-    families = args.family or tuple(FAMILIES)
-    pairs = [(family, task) for family in families for task in FAMILIES[family].tasks]
-    jobs = [Job(*pair, side, seed) for seed in seeds for pair in pairs for side in SIDES]
+    jobs = jobs_of(args.family or tuple(FAMILIES), seeds)
     with ThreadPoolExecutor(args.jobs) as pool:
-        records = dict(zip(jobs, pool.map(lambda job: run_job(args, job), jobs), strict=True))
+        records = list(pool.map(lambda job: run_job(args, job), jobs))
     tasks = {}
-    for family, task in pairs:
-        sides = {side: [records[Job(family, task, side, seed)] for seed in seeds] for side in SIDES}
-        tasks[task.env_id] = summary(Job(family, task, "", 0), sides)
+    for first in jobs[: len(jobs) // len(seeds) : len(SIDES)]:
+        of_task = [(job.side, record) for job, record in zip(jobs, records, strict=True) if job.task == first.task]
+        tasks[first.task.env_id] = summary(first, {x: [record for side, record in of_task if side == x] for x in SIDES})
     machine = machine_facts()
     del machine["load"]
     args.out.parent.mkdir(parents=True, exist_ok=True)

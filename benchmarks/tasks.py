@@ -12,7 +12,7 @@ from gymnasium import spaces
 from gymnasium.wrappers import DiscretizeAction
 
 SIDE = 5  # fields of a side of Walk's board; odd, see there
-STEPS = np.array([(-1, 0), (0, 1), (1, 0), (0, -1)])
+STEPS = ((-1, 0), (0, 1), (1, 0), (0, -1))
 
 
 def stepped_hopper(**options: Any) -> gym.Env:

@@ -11,11 +11,10 @@ import pytest
 
 from benchmarks import learning, learning_recipe
 from benchmarks.learning import Task
-from benchmarks.learning_recipe import Args, lead, lines_of, main, overall, random_return, scores
+from benchmarks.learning_recipe import FEW, Args, Group, lead, lines_of, main, overall, random_return, scores
 from benchmarks.tasks import Walk
 
 pytest.importorskip("scipy")
-CARTPOLE = Task("CartPole-v1", 1000, "tensor", None)
 
 
 def found(**greedy: list[float]) -> dict[str, Any]:
@@ -115,8 +114,8 @@ class FakeTraining:
 def test_all_sides_are_run_at_the_same_steps_and_not_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    tasks = (CARTPOLE, Task("Pendulum-v1", 2000, "tensor", None))
-    monkeypatch.setattr(learning_recipe, "FAMILIES", {"classic": learning_recipe.Family(tasks, "--eval-episodes 20")})
+    groups = (Group("tensor", 1000, ("CartPole-v1",), FEW), Group("tensor", 2000, ("Pendulum-v1",), FEW))
+    monkeypatch.setattr(learning_recipe, "FAMILIES", {"classic": groups})
     training = FakeTraining()
     monkeypatch.setattr(learning.subprocess, "run", training)
     args = Args(seeds="1-2", run_root=tmp_path, out=tmp_path / "found.json")
@@ -141,8 +140,8 @@ def test_all_sides_are_run_at_the_same_steps_and_not_twice(
 
 
 def test_a_run_that_fails_ends_it_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    broken = learning_recipe.Family((CARTPOLE,), "--num-envs -1")
-    monkeypatch.setattr(learning_recipe, "FAMILIES", {"classic": broken})
+    broken = Group("tensor", 1000, ("CartPole-v1",), "--num-envs -1")
+    monkeypatch.setattr(learning_recipe, "FAMILIES", {"classic": (broken,)})
     monkeypatch.setattr(learning, "what_is_set", lambda _: {})
     monkeypatch.setattr(learning.subprocess, "run", FakeTraining())
     with pytest.raises(RuntimeError, match="CartPole-v1, recipe, seed 1: exit status 3: error: NaN"):
