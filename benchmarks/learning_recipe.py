@@ -7,16 +7,16 @@
 Former are the defaults of train.py where neither preset nor recipe sets anything (`--no-preset`); CleanRL's are the
 lines of docs/coming-from.md for ppo.py and ppo_continuous_action.py. Each run is a process of its own on one thread,
 and its figure the mean of greedy episodes at its end. Runs that are finished are not done again, as in
-benchmarks.learning.
+benchmarks.learning; nor are those whose records the JSON file holds already, so that the seeds of one result may be
+run on several days.
 
 Said for each task: the mean over seeds of each side, the 95 % interval of the recipe's lead (Welch's t), and the
 seconds that 1M steps take. Then scores over all tasks, 0 for random actions and 1 for the best mean of a side:
 interquartile means with stratified bootstrap intervals, of all and without each family (Agarwal et al. 2021, arXiv
-2108.13264).
+2108.13264). Where random actions lose without a limit, as beside a cliff, all scores are near 1.
 """
 
 import json
-import math
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
@@ -29,15 +29,16 @@ import numpy as np
 import torch
 import tyro
 
-from benchmarks.learning import Args as LearningArgs, Task, parse_seeds, run_one
+from benchmarks.learning import Args as LearningArgs, Task, parse_seeds, record_path, run_one
 from benchmarks.learning_peers import difference, our_line
 from benchmarks.peers import machine_facts
 from ppo_fast.envs import factory
 from ppo_fast.envs.sight import look
-from ppo_fast.pictures.intervals import RESAMPLES, iqm
+from ppo_fast.pictures.intervals import RESAMPLES, iqm, iqm_along
 from ppo_fast.run.flags import Range
 
 SIDES = ("recipe", "former", "cleanrl")
+Interval = tuple[float, float | None, float | None]  # a figure, and its 95 % interval, which one seed does not have
 RANDOM_EPISODES = 20
 
 
@@ -47,10 +48,10 @@ class Group(NamedTuple):
     backend: str
     total_timesteps: int
     env_ids: tuple[str, ...]
-    words: str = ""  # further ones for their runs
+    extra_flags: str = ""
 
 
-FEW = "--eval-episodes 20"  # where an episode lasts a thousand steps
+FEWER_EPISODES = "--eval-episodes 20"  # instead of 100: an episode may last a thousand steps
 FAMILIES = {
     "classic": (
         Group(
@@ -61,16 +62,18 @@ FAMILIES = {
     ),
     "tables": (Group("sync", 500_000, ("FrozenLake8x8-v1", "CliffWalking-v1", "Taxi-v4")),),
     "robots": (
-        Group("envpool", 200_000, ("InvertedPendulum-v5", "HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"), FEW),
-        Group("envpool", 200_000, ("Pusher-v5", "HumanoidStandup-v5"), FEW),
+        Group(
+            "envpool", 200_000, ("InvertedPendulum-v5", "HalfCheetah-v5", "Hopper-v5", "Walker2d-v5"), FEWER_EPISODES
+        ),
+        Group("envpool", 200_000, ("Pusher-v5", "HumanoidStandup-v5"), FEWER_EPISODES),
     ),
     "control": (
-        Group("envpool", 200_000, ("CartpoleSwingup-v1", "CheetahRun-v1", "FingerSpin-v1"), FEW),
-        Group("envpool", 200_000, ("ReacherEasy-v1", "WalkerWalk-v1", "BallInCupCatch-v1"), FEW),
+        Group("envpool", 200_000, ("CartpoleSwingup-v1", "CheetahRun-v1", "FingerSpin-v1"), FEWER_EPISODES),
+        Group("envpool", 200_000, ("ReacherEasy-v1", "WalkerWalk-v1", "BallInCupCatch-v1"), FEWER_EPISODES),
     ),
     "games": (
-        Group("envpool", 200_000, ("LunarLander-v2",), FEW),
-        Group("sync", 200_000, ("benchmarks.tasks:Walk-v0", "benchmarks.tasks:SteppedHopper-v0"), FEW),
+        Group("envpool", 200_000, ("LunarLander-v2",), FEWER_EPISODES),
+        Group("sync", 200_000, ("benchmarks.tasks:Walk-v0", "benchmarks.tasks:SteppedHopper-v0"), FEWER_EPISODES),
     ),
 }
 
@@ -96,7 +99,7 @@ class Job(NamedTuple):
 
     family: str
     task: Task
-    words: str
+    extra_flags: str
     side: str
     seed: int
 
@@ -105,7 +108,7 @@ def jobs_of(families: Sequence[str], seeds: Sequence[int]) -> list[Job]:
     """The runs, seed by seed."""
     groups = [(family, group) for family in families for group in FAMILIES[family]]
     return [
-        Job(family, Task(env_id, group.total_timesteps, group.backend, None), group.words, side, seed)
+        Job(family, Task(env_id, group.total_timesteps, group.backend, None), group.extra_flags, side, seed)
         for seed in seeds
         for family, group in groups
         for env_id in group.env_ids
@@ -115,13 +118,37 @@ def jobs_of(families: Sequence[str], seeds: Sequence[int]) -> list[Job]:
 
 def run_job(args: Args, job: Job) -> dict[str, Any]:
     """The record of a run, made now or earlier. RuntimeError where the run failed."""
-    words = [job.words, _words_of(job.side, job.task)]
-    learning = LearningArgs(variant=f"{job.family}-{job.side}", extra=" ".join(words), run_root=args.run_root)
-    record = run_one(learning, job.task, job.seed)
+    record = run_one(_as_learning(args, job), job.task, job.seed)
     if "error" in record:
         raise RuntimeError(f"{job.task.env_id}, {job.side}, seed {job.seed}: {record['error']}")
     print(f"{job.task.env_id} {job.side} {job.seed}: {record['greedy']:.1f} ({record['seconds']:.0f} s)", flush=True)
     return record
+
+
+def _as_learning(args: Args, job: Job) -> LearningArgs:
+    """A run as benchmarks.learning knows it."""
+    extra = f"{job.extra_flags} {_words_of(job.side, job.task)}"
+    return LearningArgs(variant=f"{job.family}-{job.side}", extra=extra, run_root=args.run_root)
+
+
+def known_records(out: Path) -> dict[tuple[str, str, int], Any]:
+    """The records that an earlier JSON file holds, by environment, side and seed. ValueError where it is none."""
+    if not out.exists():
+        return {}
+    try:
+        return {(x["env_id"], x["side"], x["seed"]): x for x in json.loads(out.read_text())["records"]}
+    except (ValueError, KeyError, TypeError) as problem:
+        raise ValueError(f"--out: {out} is no result of benchmarks.learning_recipe") from problem
+
+
+def put_back(args: Args, jobs: Sequence[Job], known: Mapping[tuple[str, str, int], Any]) -> None:
+    """Let the runs of known records count as finished."""
+    for job in jobs:
+        record = known.get((job.task.env_id, job.side, job.seed))
+        path = record_path(_as_learning(args, job), job.task.env_id, job.seed)
+        if record is not None and not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_text(json.dumps(record))
 
 
 def _words_of(side: str, task: Task) -> str:
@@ -138,14 +165,14 @@ def _words_of(side: str, task: Task) -> str:
 def random_return(task: Task) -> float:
     """The mean return of random actions, such as a mask allows, over some episodes."""
     env = factory.make(task.env_id, 1, "cpu", task.backend)
-    choices = np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     env.action_space.seed(0)
     returns, total = [], 0.0
     obs, _ = env.reset(seed=0)
     while len(returns) < RANDOM_EPISODES:
         action = env.action_space.sample()
         if env.mask_size:
-            action = np.array([choices.choice(np.flatnonzero(obs[0, -env.mask_size :].numpy()))])
+            action = np.array([rng.choice(np.flatnonzero(obs[0, -env.mask_size :].numpy()))])
         obs, reward, terminated, truncated, _ = env.step(torch.as_tensor(action))
         total += float(reward[0])
         if terminated[0] or truncated[0]:
@@ -158,26 +185,23 @@ def random_return(task: Task) -> float:
 def summary(job: Job, records: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """A task over its seeds: what its sides reached, and by how much the recipe leads."""
     greedy = {side: [record["greedy"] for record in found] for side, found in records.items()}
-    leads = {side: lead(greedy["recipe"], greedy[side]) for side in SIDES[1:]}
     return {
         "family": job.family,
         "total_timesteps": job.task.total_timesteps,
         "set_by_the_recipe": records["recipe"][0]["preset"],
         "random": random_return(job.task),
         "greedy": greedy,
-        "sampled": {side: [record["sampled"] for record in found] for side, found in records.items()},
-        "lead": leads,
+        "lead": {side: lead(greedy["recipe"], greedy[side]) for side in SIDES[1:]},
         "seconds_of_1m_steps": {
             side: statistics.fmean(1e6 / record["sps"] for record in found) for side, found in records.items()
         },
-        "curves": {side: [record["curve"] for record in found] for side, found in records.items()},
     }
 
 
-def lead(ours: Sequence[float], theirs: Sequence[float]) -> tuple[float, float, float]:
-    """By how much the mean is higher, and its interval, which one seed does not have: (NaN, NaN)."""
-    found = difference(np.array(ours), np.array(theirs))
-    return found if min(len(ours), len(theirs)) > 1 else (found[0], math.nan, math.nan)
+def lead(ours: Sequence[float], theirs: Sequence[float]) -> Interval:
+    """By how much the mean is higher."""
+    middle, low, high = difference(np.array(ours), np.array(theirs))
+    return (middle, low, high) if min(len(ours), len(theirs)) > 1 else (middle, None, None)
 
 
 def scores(found: Mapping[str, Any]) -> dict[str, np.ndarray]:
@@ -189,47 +213,69 @@ def scores(found: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {side: (np.array(values) - low) / (best - low) for side, values in found["greedy"].items()}
 
 
-def overall(tasks: Sequence[Mapping[str, np.ndarray]], side: str) -> tuple[float, float, float]:
+def overall(tasks: Sequence[Mapping[str, np.ndarray]], side: str) -> Interval:
     """Interquartile mean of a side over tasks and seeds, and its interval: seeds drawn anew within each task."""
-    drawn = np.random.default_rng(0)
     columns = [task[side] for task in tasks]
-    again = [column[drawn.integers(len(column), size=(RESAMPLES, len(column)))] for column in columns]
-    means = [iqm(row.tolist()) for row in np.concatenate(again, axis=1)]
-    low, high = np.percentile(means, (2.5, 97.5))
-    return iqm(np.concatenate(columns).tolist()), float(low), float(high)
+    middle = iqm(np.concatenate(columns).tolist())
+    if min(len(column) for column in columns) < 2:
+        return middle, None, None
+    rng = np.random.default_rng(0)
+    resampled = [column[rng.integers(len(column), size=(RESAMPLES, len(column)))] for column in columns]
+    low, high = np.percentile(iqm_along(np.concatenate(resampled, axis=1), axis=1), (2.5, 97.5))
+    return middle, float(low), float(high)
 
 
 def lines_of(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
     """The tables, as text."""
-    lines = [f"{'task':<28}{'random':>9}" + "".join(f"{side:>11}" for side in SIDES)]
-    lines[0] += f"{'over former':>26}{'over cleanrl':>26}{'s of 1M steps':>18}"
+    return [*_table_of_tasks(tasks), *_counts(tasks), "", *_table_of_scores(tasks)]
+
+
+def _table_of_tasks(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    sides = "".join(f"{side:>11}" for side in SIDES)
+    over = "".join(f"{f'over {side}':>26}" for side in SIDES[1:])
+    lines = [f"{'task':<28}{'random':>9}{sides}{over}{'s of 1M steps':>18}"]
     for env_id, found in tasks.items():
         means = "".join(f"{statistics.fmean(found['greedy'][side]):>11.4g}" for side in SIDES)
-        leads = "".join(f"{_interval(found['lead'][side]):>26}" for side in SIDES[1:])
+        leads = "".join(f"{_words_of_interval(found['lead'][side]):>26}" for side in SIDES[1:])
         seconds = " ".join(f"{found['seconds_of_1m_steps'][side]:.0f}" for side in SIDES)
         lines.append(f"{env_id.rpartition(':')[2]:<28}{found['random']:>9.4g}{means}{leads}{seconds:>18}")
-    for side in SIDES[1:]:
-        leads = [found["lead"][side] for found in tasks.values()]
-        better, alike = sum(x > 1e-9 for x, _, _ in leads), sum(abs(x) <= 1e-9 for x, _, _ in leads)
-        clearly, worse = sum(low > 0 for _, low, _ in leads), sum(high < 0 for _, _, high in leads)
-        lines.append(f"over {side}: better in {better} of {len(leads)} (clearly in {clearly}), equal in {alike}; ")
-        lines[-1] += f"clearly worse in {worse}"
-    families = list(dict.fromkeys(found["family"] for found in tasks.values()))
-    lines.append(f"\n{'scores, interquartile mean':<28}" + "".join(f"{side:>22}" for side in SIDES))
-    for name in ("all", *families, *(f"all but {family}" for family in families)):
-        chosen = [
-            scores(found)
-            for found in tasks.values()
-            if name in ("all", found["family"]) or (name.startswith("all but") and name != f"all but {found['family']}")
-        ]
-        if chosen:
-            lines.append(f"{name:<28}" + "".join(f"{_interval(overall(chosen, side), 2):>22}" for side in SIDES))
     return lines
 
 
-def _interval(figure: tuple[float, float, float], digits: int = 4) -> str:
-    middle, low, high = (f"{x:.{digits}g}" if digits > 2 else f"{x:.{digits}f}" for x in figure)
-    return f"{middle} [{low}, {high}]"
+def _counts(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    lines = []
+    for side in SIDES[1:]:
+        leads = [found["lead"][side] for found in tasks.values()]
+        better = sum(middle > 1e-9 for middle, _, _ in leads)
+        equal = sum(abs(middle) <= 1e-9 for middle, _, _ in leads)
+        clearly = sum(low is not None and low > 0 for _, low, _ in leads)
+        worse = sum(high is not None and high < 0 for _, _, high in leads)
+        counts = (
+            f"better in {better} of {len(leads)} (clearly in {clearly}), equal in {equal}; clearly worse in {worse}"
+        )
+        lines.append(f"over {side}: {counts}")
+    return lines
+
+
+def _table_of_scores(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
+    lines = [f"{'scores, interquartile mean':<28}" + "".join(f"{side:>22}" for side in SIDES)]
+    by_family: dict[str, list[dict[str, np.ndarray]]] = {}
+    for found in tasks.values():
+        by_family.setdefault(found["family"], []).append(scores(found))
+    everything = [task for family in by_family.values() for task in family]
+    rows = {"all": everything, **by_family}
+    for left_out in by_family:
+        rows[f"all but {left_out}"] = [x for family, of_it in by_family.items() if family != left_out for x in of_it]
+    for name, chosen in rows.items():
+        if chosen:
+            figures = (_words_of_interval(overall(chosen, side), 2) for side in SIDES)
+            lines.append(f"{name:<28}" + "".join(f"{figure:>22}" for figure in figures))
+    return lines
+
+
+def _words_of_interval(found: Interval, digits: int = 4) -> str:
+    middle, *ends = (None if x is None else f"{x:.{digits}g}" if digits > 2 else f"{x:.{digits}f}" for x in found)
+    return f"{middle}" if None in ends else f"{middle} [{', '.join(map(str, ends))}]"
 
 
 def main(args: Args) -> None:
@@ -238,17 +284,22 @@ def main(args: Args) -> None:
     if unknown:
         raise ValueError(f"--family: {sorted(unknown)[0]} is none of {', '.join(FAMILIES)}")
     seeds = parse_seeds(args.seeds)
-    jobs = jobs_of(args.family or tuple(FAMILIES), seeds)
+    jobs = jobs_of(tuple(dict.fromkeys(args.family)) or tuple(FAMILIES), seeds)
+    known = known_records(args.out)
+    put_back(args, jobs, known)
     with ThreadPoolExecutor(args.jobs) as pool:
         records = list(pool.map(lambda job: run_job(args, job), jobs))
+    for job, record in zip(jobs, records, strict=True):
+        known[job.task.env_id, job.side, job.seed] = {**record, "side": job.side}
     tasks = {}
     for first in jobs[: len(jobs) // len(seeds) : len(SIDES)]:
         of_task = [(job.side, record) for job, record in zip(jobs, records, strict=True) if job.task == first.task]
         tasks[first.task.env_id] = summary(first, {x: [record for side, record in of_task if side == x] for x in SIDES})
     machine = machine_facts()
     del machine["load"]
+    result = {"seeds": args.seeds, "machine": machine, "tasks": tasks, "records": [known[x] for x in sorted(known)]}
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps({"seeds": args.seeds, "machine": machine, "tasks": tasks}) + "\n")
+    args.out.write_text(json.dumps(result) + "\n")
     print(*lines_of(tasks), sep="\n")
 
 

@@ -11,7 +11,7 @@ import numpy as np
 from gymnasium import spaces
 from gymnasium.wrappers import DiscretizeAction
 
-SIDE = 5  # fields of a side of Walk's board; odd, see there
+BOARD_SIZE = 5  # fields of a row and of a column of Walk's board; odd, see there
 STEPS = ((-1, 0), (0, 1), (1, 0), (0, -1))
 
 
@@ -30,14 +30,15 @@ class Walk(gym.Env):
 
     action_space = spaces.Discrete(len(STEPS))
     observation_space = spaces.Dict(
-        fields=spaces.Box(0, 1, (2 * SIDE * SIDE,), np.float32), action_mask=spaces.Box(0, 1, (len(STEPS),), np.int8)
+        fields=spaces.Box(0, 1, (2 * BOARD_SIZE * BOARD_SIZE,), np.float32),
+        action_mask=spaces.Box(0, 1, (len(STEPS),), np.int8),
     )
 
     def reset(self, *, seed: int | None = None, options: dict | None = None) -> tuple[dict[str, np.ndarray], dict]:
         """Gymnasium's."""
         super().reset(seed=seed)
-        self._walked = np.zeros((SIDE, SIDE), np.float32)
-        starts = [(row, column) for row in range(SIDE) for column in range(SIDE) if (row + column) % 2 == 0]
+        self._walked = np.zeros((BOARD_SIZE, BOARD_SIZE), np.float32)
+        starts = [(row, column) for row in range(BOARD_SIZE) for column in range(BOARD_SIZE) if (row + column) % 2 == 0]
         self._place = np.array(starts[self.np_random.integers(len(starts))])
         self._walked[tuple(self._place)] = 1
         return self._see(), {}
@@ -51,7 +52,10 @@ class Walk(gym.Env):
 
     def _see(self) -> dict[str, np.ndarray]:
         beside = self._place + STEPS
-        free = [0 <= row < SIDE and 0 <= column < SIDE and self._walked[row, column] == 0 for row, column in beside]
+        free = [
+            0 <= row < BOARD_SIZE and 0 <= column < BOARD_SIZE and self._walked[row, column] == 0
+            for row, column in beside
+        ]
         stood = np.zeros_like(self._walked)
         stood[tuple(self._place)] = 1
         fields = np.concatenate([self._walked.ravel(), stood.ravel()])

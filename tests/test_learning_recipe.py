@@ -1,8 +1,8 @@
 """benchmarks.learning_recipe: its tasks, the words of its sides, and figures over tasks and seeds."""
 
 import json
-import math
 import subprocess
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import pytest
 
 from benchmarks import learning, learning_recipe
 from benchmarks.learning import Task
-from benchmarks.learning_recipe import FEW, Args, Group, lead, lines_of, main, overall, random_return, scores
+from benchmarks.learning_recipe import FEWER_EPISODES, Args, Group, lead, lines_of, main, overall, random_return, scores
 from benchmarks.tasks import Walk
 
 pytest.importorskip("scipy")
@@ -40,15 +40,19 @@ def test_an_interval_over_tasks_holds_the_middle() -> None:
     drawn = np.random.default_rng(1)
     tasks = [{"recipe": drawn.normal(place, 0.1, 5)} for place in (0.8, 1.0, 1.2)]
     middle, low, high = overall(tasks, "recipe")
+    assert low is not None and high is not None
     assert 0.85 < low < middle < high < 1.15
     same = [{"recipe": np.array([0.5, 0.5])}]
     assert overall(same, "recipe") == (0.5, 0.5, 0.5)
 
 
 def test_one_seed_has_no_interval() -> None:
-    middle, low, high = lead([3.0], [1.0])
-    assert middle == 2.0 and math.isnan(low) and math.isnan(high)
+    assert lead([3.0], [1.0]) == (2.0, None, None)
     assert lead([3.0, 3.0], [1.0, 1.0]) == (2.0, 2.0, 2.0)
+    assert overall([{"recipe": np.array([0.5])}, {"recipe": np.array([0.7])}], "recipe") == (0.6, None, None)
+    lines = lines_of({"A-v0": found(recipe=[100.0], former=[10.0], cleanrl=[110.0])})
+    assert lines[1].split()[5:7] == ["90", "-10"]
+    assert "over former: better in 1 of 1 (clearly in 0), equal in 0; clearly worse in 0" in lines
 
 
 def test_a_table_counts_what_is_better_and_what_is_clearly_worse() -> None:
@@ -60,10 +64,10 @@ def test_a_table_counts_what_is_better_and_what_is_clearly_worse() -> None:
     lines = lines_of(tasks)
     assert "over former: better in 2 of 3 (clearly in 1), equal in 1; clearly worse in 0" in lines
     assert "over cleanrl: better in 1 of 3 (clearly in 1), equal in 1; clearly worse in 1" in lines
-    names = [line.partition("  ")[0] for line in lines[7:]]
+    names = [line.partition("  ")[0] for line in lines[8:]]
     assert lines[2].startswith("B-v0 ") and names == ["all", "tables", "games", "all but tables", "all but games"]
-    without_tables = lines[7 + names.index("all but tables")]
-    assert without_tables.split()[3:] == lines[7 + names.index("games")].split()[1:]
+    without_tables = lines[8 + names.index("all but tables")]
+    assert without_tables.split()[3:] == lines[8 + names.index("games")].split()[1:]
 
 
 @pytest.mark.parametrize(("env_id", "low", "high"), [("CartPole-v1", 15, 30), ("benchmarks.tasks:Walk-v0", 10, 18)])
@@ -114,7 +118,8 @@ class FakeTraining:
 def test_all_sides_are_run_at_the_same_steps_and_not_twice(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    groups = (Group("tensor", 1000, ("CartPole-v1",), FEW), Group("tensor", 2000, ("Pendulum-v1",), FEW))
+    tasks = {1000: "CartPole-v1", 2000: "Pendulum-v1"}
+    groups = tuple(Group("tensor", steps, (env_id,), FEWER_EPISODES) for steps, env_id in tasks.items())
     monkeypatch.setattr(learning_recipe, "FAMILIES", {"classic": groups})
     training = FakeTraining()
     monkeypatch.setattr(learning.subprocess, "run", training)
@@ -123,18 +128,23 @@ def test_all_sides_are_run_at_the_same_steps_and_not_twice(
     assert len(training.calls) == 12
     for words in training.calls:
         assert words.count("--env-id") == words.count("--total-timesteps") == 1 and "--eval-episodes" in words
-        steps = words[words.index("--total-timesteps") + 1]
-        assert steps == ("1000" if "CartPole-v1" in words else "2000")
+        assert tasks[int(words[words.index("--total-timesteps") + 1])] in words
     theirs = [words for words in training.calls if "--recipe" not in words and "--learning-rate" in words]
     lines = {words[words.index("--env-id") + 1]: words for words in theirs}
     assert len(theirs) == 4 and "--action-bounds" in lines["Pendulum-v1"] and "--norm-obs" not in lines["CartPole-v1"]
     said = capsys.readouterr().out
     assert "over former: better in 2 of 2 (clearly in 2), equal in 0; clearly worse in 0" in said
-    written = json.loads(args.out.read_text())["tasks"]["Pendulum-v1"]
+    written = json.loads(args.out.read_text(), parse_constant=pytest.fail)["tasks"]["Pendulum-v1"]
     assert written["greedy"] == {"recipe": [30.0] * 2, "former": [20.0] * 2, "cleanrl": [20.0] * 2}
     assert written["set_by_the_recipe"]["gamma"] == 0.95 and str(tmp_path) not in args.out.read_text()
     main(args)
     assert len(training.calls) == 12
+    elsewhere = replace(args, run_root=tmp_path / "elsewhere", seeds="2-3", family=("classic", "classic"))
+    main(elsewhere)  # seed 2 is known from the JSON file, which keeps seed 1
+    assert len(training.calls) == 18 and len(json.loads(args.out.read_text())["records"]) == 18
+    args.out.write_text("[]")
+    with pytest.raises(ValueError, match=r"--out: .* is no result of"):
+        main(args)
     with pytest.raises(ValueError, match=r"--family: .* is none of classic"):
         main(Args(family=("robot",)))
 
