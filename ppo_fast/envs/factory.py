@@ -372,7 +372,8 @@ def _make_tensor(spec: EnvSpec, wanted: _Wanted) -> TensorVectorEnv:
     try:
         env = made(partial(make, **kwargs), None, theirs_of(wanted.env_id))
     except EnvironmentFault as fault:
-        if kwargs and isinstance(fault.__cause__, ValueError):  # of a keyword's value
+        # Of a keyword's value; a name that is not taken is said by `keywords.refused`.
+        if kwargs and isinstance(fault.__cause__, (TypeError, ValueError)) and not keywords.names_one(fault.__cause__):
             raise ValueError(f"--env-kwargs: {wanted.env_id}: {first_line(fault.__cause__)}") from fault
         raise
     assert isinstance(env, TensorVectorEnv)

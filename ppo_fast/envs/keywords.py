@@ -63,6 +63,11 @@ def not_taken(creator: Callable[..., Any] | None, env_kwargs: Mapping[str, Any])
     return [name for name in env_kwargs if name in OURS or not (takes_any or name in parameters)]
 
 
+def names_one(problem: Exception) -> bool:
+    """Whether Python says in it that a keyword is not taken."""
+    return NOT_TAKEN.search(first_line(problem)) is not None
+
+
 def _parameters(creator: Callable[..., Any] | None) -> Mapping[str, inspect.Parameter] | None:
     try:
         return None if creator is None else inspect.signature(creator).parameters

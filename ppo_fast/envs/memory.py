@@ -15,6 +15,14 @@ SUITS = 4
 CARDS_OF_A_SUIT = 13
 
 
+def _check_whole(name: str, value: object, most: int | None = None) -> None:
+    """ValueError unless it is a whole number from 1 to `most`."""
+    is_whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
+    if not is_whole or value < 1 or (most is not None and value > most):
+        bounds = "of at least 1" if most is None else f"from 1 to {most}"
+        raise ValueError(f"{name}: a whole number {bounds}, got {value!r}")
+
+
 class TensorMemoryChain(TensorVectorEnv):
     """N chains: the bits that are shown at the start are asked for at the end (bsuite's MemoryChain, memory_len).
 
@@ -40,8 +48,8 @@ class TensorMemoryChain(TensorVectorEnv):
         num_bits: int = 1,
         device: torch.device | str = "cpu",
     ) -> None:
-        if memory_length < 1 or num_bits < 1:
-            raise ValueError(f"memory_length and num_bits: at least 1, got {memory_length} and {num_bits}")
+        _check_whole("memory_length", memory_length)
+        _check_whole("num_bits", num_bits)
         low = np.array([0, 0] + [-1] * num_bits, dtype=np.float32)
         high = np.array([1, num_bits - 1] + [1] * num_bits, dtype=np.float32)
         limit = max_episode_steps or memory_length + 1
@@ -90,8 +98,7 @@ class _Cards(TensorVectorEnv):
     def __init__(
         self, num_envs: int, max_episode_steps: int | None, num_decks: int, device: torch.device | str
     ) -> None:
-        if num_decks < 1:
-            raise ValueError(f"num_decks: at least 1, got {num_decks}")
+        _check_whole("num_decks", num_decks)
         self.num_cards = SUITS * CARDS_OF_A_SUIT * num_decks
         sees = spaces.Box(0.0, 1.0, (SUITS,), dtype=np.float32)
         super().__init__(num_envs, max_episode_steps or self.num_cards - 1, sees, spaces.Discrete(SUITS), device)
@@ -143,8 +150,7 @@ class TensorRepeatPrevious(_Cards):
         device: torch.device | str = "cpu",
     ) -> None:
         super().__init__(num_envs, max_episode_steps, num_decks, device)
-        if not 1 <= k < self.num_cards:
-            raise ValueError(f"k: from 1 to {self.num_cards - 1}, got {k}")
+        _check_whole("k", k, self.num_cards - 1)
         self.k = k
 
     def initial_state(self, noise: torch.Tensor) -> State:

@@ -19,7 +19,7 @@ class TensorDrift(TensorVectorEnv):
 
     def __init__(self, num_envs: int, speed: float = 0.1, device: torch.device | str = "cpu") -> None:
         super().__init__(num_envs, 10**9, BOX, gymnasium.spaces.Discrete(2), device)
-        self.speed = speed
+        self.speed = abs(speed)
 
     def initial_state(self, noise: torch.Tensor) -> State:
         return (torch.zeros(len(noise), 1),)
@@ -104,6 +104,13 @@ def test_a_keyword_that_nobody_takes_is_named(env_id: str, backend: str, name: s
         ValueError, match=rf"^--env-kwargs: {env_id} does not take {name}; it takes .*max_episode_steps$"
     ):
         make(env_id, 2, backend=backend, env_kwargs={name: 1})
+
+
+def test_a_value_of_the_wrong_kind_is_one_line() -> None:
+    with pytest.raises(ValueError, match=r"^--env-kwargs: ppo_fast/RepeatPrevious-v0: k: a whole number .* got 'a'$"):
+        make("ppo_fast/RepeatPrevious-v0", 2, env_kwargs={"k": "a"})
+    with pytest.raises(ValueError, match=r"^--env-kwargs: Drift-v0: .*'str'"):
+        make("Drift-v0", 2, env_kwargs={"speed": "a"})
 
 
 @pytest.mark.parametrize("limit", [0, -2, 1.5, "ten", True, [1]])

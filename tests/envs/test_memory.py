@@ -188,12 +188,15 @@ def test_a_limit_truncates_and_the_end_terminates():
 
 
 def test_arguments_that_can_not_be_are_refused():
-    for kwargs in ({"memory_length": 0}, {"num_bits": 0}):
-        with pytest.raises(ValueError, match="at least 1"):
+    for kwargs in ({"memory_length": 0}, {"num_bits": 0}, {"num_bits": True}, {"memory_length": None}):
+        (name, value), *_ = kwargs.items()
+        with pytest.raises(ValueError, match=rf"{name}: a whole number of at least 1, got {value}"):
             tensor_env("MemoryChain-v0", **kwargs)
-    with pytest.raises(ValueError, match="k: from 1 to 51, got 52"):
-        tensor_env("RepeatPrevious-v0", k=52)
-    with pytest.raises(ValueError, match="num_decks: at least 1"):
+    for k in (52, 1.5, "4"):
+        with pytest.raises(ValueError, match=f"k: a whole number from 1 to 51, got {k!r}"):
+            tensor_env("RepeatPrevious-v0", k=k)
+    assert tensor_env("RepeatPrevious-v0", k=np.int64(3)).k == 3
+    with pytest.raises(ValueError, match="num_decks: a whole number of at least 1"):
         tensor_env("RepeatFirst-v0", num_decks=0)
     with pytest.raises(ValueError, match="did you mean ppo_fast/MemoryChain-v0"):
         make("MemoryChain-v0", 1)
