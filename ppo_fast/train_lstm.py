@@ -101,8 +101,8 @@ class Args(RunFlags):
     """clip the value loss as well"""
     ent_coef: Annotated[float, Range(0)] = 0.001
     """weight of the entropy bonus"""
-    anneal_ent: bool = False
-    """let the weight of the entropy bonus fall linearly to 0 over the run"""
+    anneal_ent: Annotated[float | None, Range(0, 1, above=True)] = None
+    """share of the run in which the weight of the entropy bonus falls linearly to 0; it stays unless given"""
     vf_coef: Annotated[float, Range(0)] = 0.5
     """weight of the value loss"""
     max_grad_norm: Annotated[float, Range(0, above=True)] = 0.5
@@ -168,7 +168,7 @@ class Agent(nn.Module):
         self.head = heads.make_head(envs.single_action_space, args.log_std_init)
         # A tensor where it falls: `loss` is handed over once, and `train` sets this before each iteration.
         self.ent_coef: Tensor | None
-        self.register_buffer("ent_coef", torch.tensor(args.ent_coef) if args.anneal_ent else None)
+        self.register_buffer("ent_coef", None if args.anneal_ent is None else torch.tensor(args.ent_coef))
         self.normalize_obs = None
         self.normalize_reward = None
         sizes = [math.prod(self.obs_shape) - self.mask_size, *args.hidden_sizes]
@@ -564,15 +564,18 @@ def setup(args: Args, device: torch.device) -> tuple[environments.Environments, 
     return envs, agent, new_learner(flatten_parameters(agent), args.learning_rate)
 
 
-def falling(start: float, args: Args, iteration: int) -> float:
-    """A value of an iteration, counted from 0, that falls linearly from `start`, to 0 after the last one."""
-    return start * (1.0 - iteration / args.num_iterations)
-
-
 def scheduled_rate(args: Args, iteration: int) -> float:
-    """The learning rate of an iteration: constant, or falling."""
-    falls = args.lr_schedule == "linear" and args.anneal_lr
-    return falling(args.learning_rate, args, iteration) if falls else args.learning_rate
+    """The learning rate of an iteration, counted from 0: constant, or falling linearly, to 0 after the last one."""
+    if args.lr_schedule == "linear" and args.anneal_lr:
+        return args.learning_rate * (1.0 - iteration / args.num_iterations)
+    return args.learning_rate
+
+
+def scheduled_bonus(args: Args, iteration: int) -> float:
+    """The weight of the entropy bonus in an iteration, counted from 0: constant, or falling linearly to 0."""
+    if args.anneal_ent is None:
+        return args.ent_coef
+    return args.ent_coef * max(0.0, 1.0 - iteration / (args.anneal_ent * args.num_iterations))
 
 
 @guest
@@ -605,7 +608,7 @@ def train(
             if args.lr_schedule != "kl":
                 learner.learning_rate.fill_(scheduled_rate(args, i) * run.rate_factor)
             if agent.ent_coef is not None:
-                agent.ent_coef.fill_(falling(args.ent_coef, args, i))
+                agent.ent_coef.fill_(scheduled_bonus(args, i))
             with run.environment_faults(iteration):  # one that dies is started again, or the run is saved and stops
                 iteration.collect()
                 metrics = iteration.learn()

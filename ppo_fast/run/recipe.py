@@ -72,7 +72,7 @@ def _discrete(sight: Sight, given: Mapping[str, Any]) -> list[Choice]:
         Choice({**passes, "learning_rate": 2e-3}, "discrete actions: many updates from each rollout"),
     ]
     if table:
-        explore = Choice({"ent_coef": 0.02, "anneal_ent": True}, "a table, a goal found by chance: explore, ever less")
+        explore = Choice({"ent_coef": 0.02, "anneal_ent": 0.67}, "a table, a goal found by chance: explore, ever less")
         return [*choices, explore, Choice({"gamma": 0.999}, "a table: what is far counts")]
     return [*choices, Choice({"ent_coef": 0.005}, "scaled rewards: less of an entropy bonus")]
 
@@ -144,7 +144,7 @@ VECTORS = Recipe(
         "norm_reward": False,
         "clip_vloss": True,
         "ent_coef": 0.01,
-        "anneal_ent": False,
+        "anneal_ent": None,
         "log_std_init": 0.0,
     },
 )
