@@ -315,7 +315,7 @@ def test_two_threads_learn_what_one_does(graphs: Graphs, name: str) -> None:
     args.total_timesteps = args.batch_size * 10
     before = hired()
     fast = built(args, "compiled")
-    assert hired() == before, "nothing runs side by side while it compiles"
+    assert not hired() - before, "nothing runs side by side while it compiles"  # threads of earlier tests may end
     compiled = graphs.frame_count
     asked, start = graphs.asked, fast.iteration.saved()
     with torch.compiler.set_stance("fail_on_recompile"):
