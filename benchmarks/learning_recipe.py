@@ -7,8 +7,8 @@
 Former are the defaults of train.py where neither preset nor recipe sets anything (`--no-preset`); CleanRL's are the
 lines of docs/coming-from.md for ppo.py and ppo_continuous_action.py. Each run is a process of its own on one thread,
 and its figure the mean of greedy episodes at its end. Runs that are finished are not done again, as in
-benchmarks.learning; nor are those whose records the JSON file holds already, so that the seeds of one result may be
-run on several days.
+benchmarks.learning; nor are those whose records the JSON file holds already, which it does as soon as they are there.
+So the runs of a result may be made on several days; the last call has to name all seeds and families of its tables.
 
 Said for each task: the mean over seeds of each side, the 95 % interval of the recipe's lead (Welch's t), and the
 seconds that 1M steps take. Then scores over all tasks, 0 for random actions and 1 for the best mean of a side:
@@ -16,6 +16,7 @@ interquartile means with stratified bootstrap intervals, of all and without each
 2108.13264). Where random actions lose without a limit, as beside a cliff, all scores are near 1.
 """
 
+import functools
 import json
 import statistics
 import sys
@@ -23,6 +24,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from threading import Lock
 from typing import Annotated, Any, NamedTuple
 
 import numpy as np
@@ -36,6 +38,7 @@ from ppo_fast.envs import factory
 from ppo_fast.envs.sight import look
 from ppo_fast.pictures.intervals import RESAMPLES, iqm, iqm_along
 from ppo_fast.run.flags import Range
+from ppo_fast.writing import write_atomically
 
 SIDES = ("recipe", "former", "cleanrl")
 Interval = tuple[float, float | None, float | None]  # a figure, and its 95 % interval, which one seed does not have
@@ -116,12 +119,14 @@ def jobs_of(families: Sequence[str], seeds: Sequence[int]) -> list[Job]:
     ]
 
 
-def run_job(args: Args, job: Job) -> dict[str, Any]:
+def run_job(args: Args, job: Job, ledger: "Ledger") -> dict[str, Any]:
     """The record of a run, made now or earlier. RuntimeError where the run failed."""
+    ledger.put_back(args, job)
     record = run_one(_as_learning(args, job), job.task, job.seed)
     if "error" in record:
         raise RuntimeError(f"{job.task.env_id}, {job.side}, seed {job.seed}: {record['error']}")
     print(f"{job.task.env_id} {job.side} {job.seed}: {record['greedy']:.1f} ({record['seconds']:.0f} s)", flush=True)
+    ledger.keep(job, record)
     return record
 
 
@@ -131,26 +136,48 @@ def _as_learning(args: Args, job: Job) -> LearningArgs:
     return LearningArgs(variant=f"{job.family}-{job.side}", extra=extra, run_root=args.run_root)
 
 
-def known_records(out: Path) -> dict[tuple[str, str, int], Any]:
-    """The records that an earlier JSON file holds, by environment, side and seed. ValueError where it is none."""
-    if not out.exists():
-        return {}
-    try:
-        return {(x["env_id"], x["side"], x["seed"]): x for x in json.loads(out.read_text())["records"]}
-    except (ValueError, KeyError, TypeError) as problem:
-        raise ValueError(f"--out: {out} is no result of benchmarks.learning_recipe") from problem
+class Ledger:
+    """The JSON file's records of finished runs, also of earlier calls; written anew after each run.
 
+    Raises:
+        ValueError: the file that is there is none of this program.
+    """
 
-def put_back(args: Args, jobs: Sequence[Job], known: Mapping[tuple[str, str, int], Any]) -> None:
-    """Let the runs of known records count as finished."""
-    for job in jobs:
-        record = known.get((job.task.env_id, job.side, job.seed))
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._lock = Lock()
+        self._machine = {name: x for name, x in machine_facts().items() if name != "load"}
+        self._records: dict[tuple[str, str, int], dict[str, Any]] = {}
+        if path.exists():
+            try:
+                found = json.loads(path.read_text())["records"]
+                self._records = {(x["env_id"], x["side"], x["seed"]): x for x in found}
+            except (ValueError, KeyError, TypeError) as problem:
+                raise ValueError(f"--out: {path} is no result of benchmarks.learning_recipe") from problem
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    def put_back(self, args: Args, job: Job) -> None:
+        """Let a run whose record is here count as finished, if it was made with the same flags."""
+        record = self._records.get((job.task.env_id, job.side, job.seed))
         path = record_path(_as_learning(args, job), job.task.env_id, job.seed)
         if record is not None and not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(record))
 
+    def keep(self, job: Job, record: dict[str, Any]) -> None:
+        """Write the record of a run, with the machine that it was made on."""
+        with self._lock:
+            kept = {"side": job.side, "machine": self._machine, **record}
+            self._records[job.task.env_id, job.side, job.seed] = kept
+            self.write(tasks={})
 
+    def write(self, tasks: Mapping[str, Any]) -> None:
+        """All records, and the summaries of the tasks of a whole call."""
+        records = [self._records[key] for key in sorted(self._records)]
+        write_atomically(self._path, (json.dumps({"tasks": tasks, "records": records}) + "\n").encode())
+
+
+@functools.cache
 def _words_of(side: str, task: Task) -> str:
     """The flags of a side, beside those that all have."""
     if side != "cleanrl":
@@ -187,6 +214,7 @@ def summary(job: Job, records: Mapping[str, Sequence[Mapping[str, Any]]]) -> dic
     greedy = {side: [record["greedy"] for record in found] for side, found in records.items()}
     return {
         "family": job.family,
+        "seeds": [record["seed"] for record in records["recipe"]],
         "total_timesteps": job.task.total_timesteps,
         "set_by_the_recipe": records["recipe"][0]["preset"],
         "random": random_return(job.task),
@@ -285,21 +313,14 @@ def main(args: Args) -> None:
         raise ValueError(f"--family: {sorted(unknown)[0]} is none of {', '.join(FAMILIES)}")
     seeds = parse_seeds(args.seeds)
     jobs = jobs_of(tuple(dict.fromkeys(args.family)) or tuple(FAMILIES), seeds)
-    known = known_records(args.out)
-    put_back(args, jobs, known)
+    ledger = Ledger(args.out)
     with ThreadPoolExecutor(args.jobs) as pool:
-        records = list(pool.map(lambda job: run_job(args, job), jobs))
-    for job, record in zip(jobs, records, strict=True):
-        known[job.task.env_id, job.side, job.seed] = {**record, "side": job.side}
+        records = list(pool.map(lambda job: run_job(args, job, ledger), jobs))
     tasks = {}
     for first in jobs[: len(jobs) // len(seeds) : len(SIDES)]:
         of_task = [(job.side, record) for job, record in zip(jobs, records, strict=True) if job.task == first.task]
         tasks[first.task.env_id] = summary(first, {x: [record for side, record in of_task if side == x] for x in SIDES})
-    machine = machine_facts()
-    del machine["load"]
-    result = {"seeds": args.seeds, "machine": machine, "tasks": tasks, "records": [known[x] for x in sorted(known)]}
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result) + "\n")
+    ledger.write(tasks)
     print(*lines_of(tasks), sep="\n")
 
 

@@ -156,3 +156,24 @@ def test_a_run_that_fails_ends_it_with_its_name(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(learning.subprocess, "run", FakeTraining())
     with pytest.raises(RuntimeError, match="CartPole-v1, recipe, seed 1: exit status 3: error: NaN"):
         main(Args(seeds="1", run_root=tmp_path, out=tmp_path / "found.json"))
+
+
+def test_what_was_done_before_a_failure_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        learning_recipe,
+        "FAMILIES",
+        {
+            "classic": (Group("tensor", 1000, ("CartPole-v1",)),),
+            "games": (Group("tensor", 1000, ("Acrobot-v1",), "--num-envs -1"),),
+        },
+    )
+    monkeypatch.setattr(learning, "what_is_set", lambda _: {})
+    training = FakeTraining()
+    monkeypatch.setattr(learning.subprocess, "run", training)
+    for root in ("first", "second"):
+        with pytest.raises(RuntimeError, match="Acrobot-v1, recipe, seed 1"):
+            main(Args(seeds="1", run_root=tmp_path / root, out=tmp_path / "found.json"))
+        kept = json.loads((tmp_path / "found.json").read_text())["records"]
+        assert [record["side"] for record in kept] == ["cleanrl", "former", "recipe"]
+        assert all(record["machine"]["cores"] > 0 for record in kept)
+    assert sum("CartPole-v1" in words for words in training.calls) == 3
