@@ -100,7 +100,11 @@ def _fitted(args: Any, given: Collection[str]) -> tuple[Any, Sequence[str]]:
 def _by_recipe(args: Any, own: recipe.Recipe, given: Collection[str]) -> tuple[Any, Sequence[str]]:
     """What a program's own recipe chooses for this environment where nothing was given, and lines to say of it."""
     defaults = {field.name: _default(field) for field in fields(args)}
-    free = {name for name, value in own.defaults.items() if name not in given and defaults.get(name) == value}
+    free = {
+        name
+        for name, value in own.defaults.items()
+        if name in defaults and defaults[name] == value and name not in given  # a copy may lack a flag
+    }
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 or handed.is_ready_made(args.env_id):
         free.discard("num_envs")  # it has to be shared out evenly, which the default can be by more processes
     fixed = {name: value for name, value in vars(args).items() if name not in free}

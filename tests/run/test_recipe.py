@@ -3,7 +3,7 @@
 import itertools
 import json
 import random
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields, make_dataclass, replace
 from pathlib import Path
 from types import ModuleType
 from typing import Literal
@@ -15,6 +15,7 @@ import pytest
 from ppo_fast import train as train_program, train_lstm
 from ppo_fast.envs.sight import Sight
 from ppo_fast.run import cli, recipe, settle
+from ppo_fast.run.run_flags import RunFlags
 from ppo_fast.train import Args, train
 
 pytestmark = pytest.mark.fitted
@@ -178,6 +179,17 @@ class Copied(Args):
 def test_a_default_that_a_copy_changes_stays() -> None:
     args, _ = settle.settle(Copied(env_id="FrozenLake-v1"))
     assert (args.update_epochs, args.norm_reward) == (2, True)
+
+
+@pytest.mark.parametrize("program", [train_program, train_lstm])
+def test_a_copy_may_lack_a_flag(program: ModuleType) -> None:
+    """Of an older version of the program, say."""
+    plumbing = {field.name for field in fields(RunFlags)}
+    for missing in set(program.Args.by_kind.defaults) - {"num_envs"}:  # without which nothing is looked at
+        own = [(x.name, x.type, x) for x in fields(program.Args) if x.name not in {*plumbing, missing}]
+        older = make_dataclass("Older", own, bases=(RunFlags,), namespace={"by_kind": program.Args.by_kind})
+        args, _ = settle.settle(older(env_id="FrozenLake-v1"))
+        assert not hasattr(args, missing)
 
 
 def test_a_run_says_and_keeps_what_was_chosen(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
