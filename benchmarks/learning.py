@@ -12,7 +12,7 @@ it. Runs that are finished, with this command and what a preset or the recipe se
 What comes out, under benchmarks/results/: learning-<suite>.json with every run, and learning-<suite>.png with the
 training curves.
 
-Presets are tuned on seeds of 101 and up, so seeds 1 to 10 are free of selection.
+Presets are tuned on seeds of 101 and up; which of them stay was decided on seeds 1 to 10.
 """
 
 import functools
