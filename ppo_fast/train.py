@@ -19,9 +19,9 @@ session leaves a crash file; then it stops or, with --on-nan rollback, puts ever
 the count of iterations too, and goes on from there with half the learning rate.
 
 Under torchrun each process has its own environments, its own rows of every minibatch and a seed of its own. `train` has
-two sets of flags: `args` of all processes together, which say how many iterations there are, and how learning rate and
-entropy bonus fall; and `own`, this process's share, which `setup` and `make_iteration` and all that they call are given
-as `args`: N and B are those of one process there.
+two sets of flags: `args` of all processes together, which say how many iterations there are, and how the learning rate
+falls; and `own`, this process's share, which `setup` and `make_iteration` and all that they call are given as `args`:
+N and B are those of one process there.
 These are summed over the processes (`reduce`): the gradient and the numbers that `loss` logs, before they come to
 `descend`; the sums behind the advantages' mean and deviation; the normalisers' statistics; whether a number was not
 finite. So parameters, KL, `sound` and `active` are equal everywhere.
@@ -94,8 +94,6 @@ class Args(RunFlags):
     """clip the value loss as well"""
     ent_coef: Annotated[float, Range(0)] = 0.01
     """weight of the entropy bonus"""
-    anneal_ent: Annotated[float | None, Range(0, 1, above=True)] = None
-    """share of the run in which the weight of the entropy bonus falls linearly to 0; it stays unless given"""
     vf_coef: Annotated[float, Range(0)] = 0.5
     """weight of the value loss"""
     max_grad_norm: Annotated[float, Range(0, above=True)] = 0.5
@@ -146,9 +144,6 @@ class Agent(nn.Module):
         self.obs_shape = envs.single_observation_space.shape
         self.mask_size = envs.mask_size  # last numbers of an observation that say which actions are allowed; mostly 0
         self.head = heads.make_head(envs.single_action_space, args.log_std_init)
-        # A tensor where it falls: `loss` is handed over once, and `train` sets this before each iteration.
-        self.ent_coef: Tensor | None
-        self.register_buffer("ent_coef", None if args.anneal_ent is None else torch.tensor(args.ent_coef))
         self.normalize_obs = None
         self.normalize_reward = None
         self.backbone = None
@@ -333,8 +328,7 @@ def loss(agent: Agent, args: Args, minibatch: Batch) -> tuple[Tensor, dict[str, 
         "approx_kl": ppo.approx_kl(log_ratio.detach(), "k3", minibatch.valid),
         "clipfrac": ppo.clip_fraction(ratio.detach(), args.clip_coef, minibatch.valid),
     }
-    ent_coef = args.ent_coef if agent.ent_coef is None else agent.ent_coef  # constant, or falling
-    return policy_loss + args.vf_coef * value_loss - ent_coef * entropy, statistics
+    return policy_loss + args.vf_coef * value_loss - args.ent_coef * entropy, statistics
 
 
 def descend(args: Args, learner: Learner, gradient: Tensor, logged: Tensor) -> Tensor:
@@ -489,13 +483,6 @@ def scheduled_rate(args: Args, iteration: int) -> float:
     return args.learning_rate
 
 
-def scheduled_bonus(args: Args, iteration: int) -> float:
-    """The weight of the entropy bonus in an iteration, counted from 0: constant, or falling linearly to 0."""
-    if args.anneal_ent is None:
-        return args.ent_coef
-    return args.ent_coef * max(0.0, 1.0 - iteration / (args.anneal_ent * args.num_iterations))
-
-
 @guest
 def train(
     args: Args,
@@ -525,8 +512,6 @@ def train(
             # has halved rate_factor, which is 1 at the start.
             if args.lr_schedule != "kl":
                 learner.learning_rate.fill_(scheduled_rate(args, i) * run.rate_factor)
-            if agent.ent_coef is not None:
-                agent.ent_coef.fill_(scheduled_bonus(args, i))
             with run.environment_faults(iteration):  # one that dies is started again, or the run is saved and stops
                 iteration.collect()
                 metrics = iteration.learn()

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from itertools import pairwise
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
@@ -17,7 +16,7 @@ import torch
 from odd_envs import LENGTH
 from torch import Tensor
 
-from ppo_fast import envs as environments, train as program, train_lstm
+from ppo_fast import envs as environments, train as program
 from ppo_fast.algorithm.adam import Learner
 from ppo_fast.pictures import panels
 from ppo_fast.run import cli
@@ -339,22 +338,6 @@ def test_the_learning_rate_falls_linearly(anneal: bool, tmp_path: Path, monkeypa
     expected = [0.01, 0.0075, 0.005, 0.0025] if anneal else [0.01] * 4
     assert [row["charts/learning_rate"] for row in rows] == pytest.approx(expected, rel=1e-7)
     assert [update.rate for update in updates] == pytest.approx(expected, rel=1e-6)
-
-
-@pytest.mark.parametrize("trained", [program, train_lstm], ids=["train", "train_lstm"])
-def test_the_entropy_bonus_falls_linearly(trained: ModuleType, tmp_path: Path) -> None:
-    def parameters(**flags: Any) -> Tensor:
-        sizes = {"num_envs": 4, "num_steps": 16, "total_timesteps": 256, "eval_episodes": 0, "quiet": True}
-        args = trained.Args(**sizes, learning_rate=0.01, ent_coef=0.8, run_root=str(tmp_path), **flags)
-        seen = []
-        trained.train(args, on_iteration=lambda now: seen.append(now.agent))
-        if args.anneal_ent is not None:
-            assert [float(agent.ent_coef) for agent in seen] == pytest.approx([0.8, 0.8 * 2 / 3, 0.8 / 3, 0.0])
-        return torch.cat([x.flatten() for x in seen[-1].parameters()])
-
-    falling = parameters(anneal_ent=0.75, compile="off")
-    assert torch.allclose(falling, parameters(anneal_ent=0.75, compile="auto"), atol=1e-4)
-    assert not torch.allclose(falling, parameters(compile="off"), atol=1e-3)
 
 
 def test_a_learning_rate_of_0_leaves_the_first_weights(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ CLIP = 10.0  # normalised observations are cut off there
 FORBIDDEN = -1e9  # the logit of an action that is not allowed
 
 # Parts of a state_dict that a policy's actions don't depend on.
-NOT_NEEDED = ("critic.", "normalize_obs.moments.", "normalize_reward.moments.", "ent_coef")
+NOT_NEEDED = ("critic.", "normalize_obs.moments.", "normalize_reward.moments.")
 
 State = dict[str, np.ndarray]
 

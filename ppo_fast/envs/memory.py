@@ -5,6 +5,8 @@ al. 2023, arXiv 2303.01859). A policy without memory does no better than chance 
 Letters: N envs, k cards.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from gymnasium import spaces
@@ -15,7 +17,7 @@ SUITS = 4
 CARDS_OF_A_SUIT = 13
 
 
-def _check_whole(name: str, value: object, most: int | None = None) -> None:
+def _check_whole(name: str, value: Any, most: int | None = None) -> None:
     """ValueError unless it is a whole number from 1 to `most`."""
     is_whole = isinstance(value, (int, np.integer)) and not isinstance(value, bool)
     if not is_whole or value < 1 or (most is not None and value > most):

@@ -2,9 +2,9 @@
 
     presets.flags("Pendulum-v1")   # {"num_envs": 16, ...}; {} where there is no preset
 
-One stays where it beats the recipe of its kind (recipe.py) on ten seeds that it was not tuned on, CartPole's by its time;
-of Hopper and Walker2d three seeds were run. Tuned on seeds of 101 and up; what they reach on seeds 1 to 10 stands in
-README.md, what was tried in benchmarks/LOG.md. Flags not named here keep their defaults.
+One stays where it beats the recipe of its kind (recipe.py) on ten seeds that it was not tuned on, CartPole's by its
+time; of Hopper and Walker2d three seeds were run. Tuned on seeds of 101 and up; what they reach on seeds 1 to 10 stands
+in README.md, what was tried in benchmarks/LOG.md. Flags not named here keep their defaults.
 """
 
 from typing import Any

@@ -19,9 +19,9 @@ DICT = spaces.Dict(gear=spaces.Discrete(3, start=-1), speed=spaces.Box(-2, 2, (2
 CASES: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "plain": (made.own_spaces(made.ACTIONS["discrete"]), "separate", {}),
     "masked": (made.own_spaces(made.ACTIONS["multi"], DICT, masked=True, hidden=(1,)), "shared", {"norm_obs": True}),
-    "mapped": (made.own_spaces(made.ACTIONS["mapped"]), "separate", {"norm_obs": True, "anneal_ent": 1.0}),
+    "mapped": (made.own_spaces(made.ACTIONS["mapped"]), "separate", {"norm_obs": True}),
     "picture": (made.own_spaces(made.ACTIONS["clipped"], spaces.Box(0, 255, (3, 4), np.uint8)), "linear", {}),
-    "lstm": (made.own_spaces(made.ACTIONS["discrete"], masked=True), "lstm", {"norm_obs": True, "anneal_ent": 1.0}),
+    "lstm": (made.own_spaces(made.ACTIONS["discrete"], masked=True), "lstm", {"norm_obs": True}),
 }
 
 

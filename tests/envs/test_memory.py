@@ -195,7 +195,8 @@ def test_arguments_that_can_not_be_are_refused():
     for k in (52, 1.5, "4"):
         with pytest.raises(ValueError, match=f"k: a whole number from 1 to 51, got {k!r}"):
             tensor_env("RepeatPrevious-v0", k=k)
-    assert tensor_env("RepeatPrevious-v0", k=np.int64(3)).k == 3
+    made: Any = tensor_env("RepeatPrevious-v0", k=np.int64(3))
+    assert made.k == 3
     with pytest.raises(ValueError, match="num_decks: a whole number of at least 1"):
         tensor_env("RepeatFirst-v0", num_decks=0)
     with pytest.raises(ValueError, match="did you mean ppo_fast/MemoryChain-v0"):

@@ -87,7 +87,6 @@ BAD_WORDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("learning-rate", "ent-coef", "vf-coef"): (*NOT_NEGATIVE, "1e999"),
     ("clip-coef", "max-grad-norm", "desired-kl", "env-timeout", "eval-seconds"): POSITIVE,
     ("target-kl", "max-runtime"): POSITIVE,
-    ("anneal-ent",): ("0", "-0.1", "1.1", "nan", "ten", ""),
     ("gamma", "gae-lambda"): ("-0.1", "1.1", "nan", "inf", "ten", ""),
     ("log-std-init",): ("-21", "21", "nan", "ten"),
     ("lr-schedule",): ("cosine", "LINEAR", ""),

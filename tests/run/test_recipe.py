@@ -145,6 +145,17 @@ def test_presets_come_first_unless_the_recipe_is_asked_for() -> None:
     assert settle.settle(Args(preset=False)) == (Args(preset=False, exp_name="train"), settle.Beginning())
 
 
+def test_tables_get_few_updates_and_a_long_discount() -> None:
+    for limit in (None, 20, 1000):
+        flags = chosen(Sight("discrete", 4, "table", 64, limit))
+        assert flags == {
+            **{"norm_reward": True, "clip_vloss": False, "gamma": 0.999},
+            **{name: recipe.VECTORS.defaults[name] for name in ("num_envs", "num_steps", "num_minibatches")},
+        }
+    numbers = chosen(Sight("discrete", 4, "numbers", 8, 1000))
+    assert "gamma" not in numbers and (numbers["update_epochs"], numbers["ent_coef"]) == (8, 0.005)
+
+
 def test_short_episodes_are_about_what_comes_soon() -> None:
     limits = (20, 200, 201, 1000, None)
     for size in (1, 3):

@@ -118,7 +118,7 @@ def test_kill_at_random_moments_often(eager: Forge, tmp_path: Path, reliability_
 
 CONFIGURATIONS = {
     "annealing, KL stop, normalisation": (),
-    "adaptive rate": ("--lr-schedule", "kl", "--anneal-ent", "0.7", "--ent-coef", "0.1"),
+    "adaptive rate": ("--lr-schedule", "kl"),
     "continuous, shared backbone": ("--env-id", "Pendulum-v1", "--no-preset", "--shared-backbone", "--no-norm-obs"),
 }
 
