@@ -188,10 +188,10 @@ def test_a_limit_truncates_and_the_end_terminates():
 
 
 def test_arguments_that_can_not_be_are_refused():
-    for kwargs in ({"memory_length": 0}, {"num_bits": 0}, {"num_bits": True}, {"memory_length": None}):
-        (name, value), *_ = kwargs.items()
-        with pytest.raises(ValueError, match=rf"{name}: a whole number of at least 1, got {value}"):
-            tensor_env("MemoryChain-v0", **kwargs)
+    wrong: Any
+    for name, wrong in (("memory_length", 0), ("num_bits", 0), ("num_bits", True), ("memory_length", None)):
+        with pytest.raises(ValueError, match=rf"{name}: a whole number of at least 1, got {wrong}"):
+            tensor_env("MemoryChain-v0", **{name: wrong})
     for k in (52, 1.5, "4"):
         with pytest.raises(ValueError, match=f"k: a whole number from 1 to 51, got {k!r}"):
             tensor_env("RepeatPrevious-v0", k=k)
