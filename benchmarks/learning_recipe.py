@@ -31,7 +31,7 @@ import numpy as np
 import torch
 import tyro
 
-from benchmarks.learning import Args as LearningArgs, Task, parse_seeds, record_path, run_one
+from benchmarks.learning import Args as LearningArgs, Task, finished, parse_seeds, record_path, run_one
 from benchmarks.learning_peers import difference, our_line
 from benchmarks.peers import machine_facts
 from ppo_fast.envs import factory
@@ -159,8 +159,9 @@ class Ledger:
     def put_back(self, args: Args, job: Job) -> None:
         """Let a run whose record is here count as finished, if it was made with the same flags."""
         record = self._records.get((job.task.env_id, job.side, job.seed))
-        path = record_path(_as_learning(args, job), job.task.env_id, job.seed)
-        if record is not None and not path.exists():
+        learning = _as_learning(args, job)
+        path = record_path(learning, job.task.env_id, job.seed)
+        if record is not None and finished(learning, job.task, job.seed) is None:
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_text(json.dumps(record))
 

@@ -113,6 +113,16 @@ def test_a_value_of_the_wrong_kind_is_one_line() -> None:
         make("Drift-v0", 2, env_kwargs={"speed": "a"})
 
 
+def test_a_keyword_that_is_passed_on_and_not_taken_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Passing(TensorDrift):
+        def __init__(self, num_envs: int, device: torch.device | str = "cpu", **more: Any) -> None:
+            super().__init__(num_envs, device=device, **more)
+
+    monkeypatch.setattr(gymnasium.registry["Drift-v0"], "vector_entry_point", Passing)
+    with pytest.raises(ValueError, match=r"^--env-kwargs: Drift-v0 does not take size"):
+        make("Drift-v0", 2, backend="tensor", env_kwargs={"size": 3})
+
+
 @pytest.mark.parametrize("limit", [0, -2, 1.5, "ten", True, [1]])
 def test_a_limit_that_is_none(limit: Any) -> None:
     with pytest.raises(ValueError, match=r"^--env-kwargs: max_episode_steps must be a whole number"):
