@@ -132,7 +132,7 @@ def run_job(args: Args, job: Job, ledger: "Ledger") -> dict[str, Any]:
 
 def _as_learning(args: Args, job: Job) -> LearningArgs:
     """A run as benchmarks.learning knows it."""
-    extra = f"{job.extra_flags} {_words_of(job.side, job.task)}"
+    extra = f"{job.extra_flags} {_flags_of(job.side, job.task)}"
     return LearningArgs(variant=f"{job.family}-{job.side}", extra=extra, run_root=args.run_root)
 
 
@@ -179,7 +179,7 @@ class Ledger:
 
 
 @functools.cache
-def _words_of(side: str, task: Task) -> str:
+def _flags_of(side: str, task: Task) -> str:
     """The flags of a side, beside those that all have."""
     if side != "cleanrl":
         return {"recipe": "--recipe", "former": "--no-preset"}[side]
@@ -265,7 +265,7 @@ def _table_of_tasks(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
     lines = [f"{'task':<28}{'random':>9}{sides}{over}{'s of 1M steps':>18}"]
     for env_id, found in tasks.items():
         means = "".join(f"{statistics.fmean(found['greedy'][side]):>11.4g}" for side in SIDES)
-        leads = "".join(f"{_words_of_interval(found['lead'][side]):>26}" for side in SIDES[1:])
+        leads = "".join(f"{_interval_text(found['lead'][side]):>26}" for side in SIDES[1:])
         seconds = " ".join(f"{found['seconds_of_1m_steps'][side]:.0f}" for side in SIDES)
         lines.append(f"{env_id.rpartition(':')[2]:<28}{found['random']:>9.4g}{means}{leads}{seconds:>18}")
     return lines
@@ -297,12 +297,12 @@ def _table_of_scores(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
         rows[f"all but {left_out}"] = [x for family, of_it in by_family.items() if family != left_out for x in of_it]
     for name, chosen in rows.items():
         if chosen:
-            figures = (_words_of_interval(overall(chosen, side), 2) for side in SIDES)
+            figures = (_interval_text(overall(chosen, side), 2) for side in SIDES)
             lines.append(f"{name:<28}" + "".join(f"{figure:>22}" for figure in figures))
     return lines
 
 
-def _words_of_interval(found: Interval, digits: int = 4) -> str:
+def _interval_text(found: Interval, digits: int = 4) -> str:
     middle, *ends = (None if x is None else f"{x:.{digits}g}" if digits > 2 else f"{x:.{digits}f}" for x in found)
     return f"{middle}" if None in ends else f"{middle} [{', '.join(map(str, ends))}]"
 
