@@ -8,7 +8,7 @@ Former are the defaults of train.py where neither preset nor recipe sets anythin
 lines of docs/coming-from.md for ppo.py and ppo_continuous_action.py. Each run is a process of its own on one thread,
 and its figure the mean of greedy episodes at its end. Runs that are finished are not done again, as in
 benchmarks.learning; nor are those whose records the JSON file holds already, which it does as soon as they are there.
-So the runs of a result may be made on several days; the last call has to name all seeds and families of its tables.
+So the runs of a result may be made on several days: a call's tables are of all that the file holds.
 
 Said for each task: the mean over seeds of each side, the 95 % interval of the recipe's lead (Welch's t), and the
 seconds that 1M steps take. Then scores over all tasks, 0 for random actions and 1 for the best mean of a side:
@@ -31,7 +31,16 @@ import numpy as np
 import torch
 import tyro
 
-from benchmarks.learning import Args as LearningArgs, Task, finished, parse_seeds, record_path, run_one
+from benchmarks.learning import (
+    Args as LearningArgs,
+    Task,
+    command,
+    finished,
+    parse_seeds,
+    record_path,
+    run_one,
+    what_is_set,
+)
 from benchmarks.learning_peers import difference, our_line
 from benchmarks.peers import machine_facts
 from ppo_fast.envs import factory
@@ -119,15 +128,14 @@ def jobs_of(families: Sequence[str], seeds: Sequence[int]) -> list[Job]:
     ]
 
 
-def run_job(args: Args, job: Job, ledger: "Ledger") -> dict[str, Any]:
-    """The record of a run, made now or earlier. RuntimeError where the run failed."""
+def run_job(args: Args, job: Job, ledger: "Ledger") -> None:
+    """A run, made now or earlier, for the ledger. RuntimeError where the run failed."""
     ledger.put_back(args, job)
     record = run_one(_as_learning(args, job), job.task, job.seed)
     if "error" in record:
         raise RuntimeError(f"{job.task.env_id}, {job.side}, seed {job.seed}: {record['error']}")
     print(f"{job.task.env_id} {job.side} {job.seed}: {record['greedy']:.1f} ({record['seconds']:.0f} s)", flush=True)
     ledger.keep(job, record)
-    return record
 
 
 def _as_learning(args: Args, job: Job) -> LearningArgs:
@@ -137,7 +145,8 @@ def _as_learning(args: Args, job: Job) -> LearningArgs:
 
 
 class Ledger:
-    """The JSON file's records of finished runs, also of earlier calls; written anew after each run.
+    """The JSON file: records of finished runs, also of earlier calls, and a summary of each task that all sides have
+    run; written anew after each run.
 
     Raises:
         ValueError: the file that is there is none of this program.
@@ -148,16 +157,29 @@ class Ledger:
         self._lock = Lock()
         self._machine = {name: x for name, x in machine_facts().items() if name != "load"}
         self._records: dict[tuple[str, str, int], dict[str, Any]] = {}
+        self._summaries: dict[str, dict[str, Any]] = {}
         if path.exists():
             try:
-                found = json.loads(path.read_text())["records"]
-                self._records = {(x["env_id"], x["side"], x["seed"]): x for x in found}
+                found = json.loads(path.read_text())
+                self._records = {(x["env_id"], x["side"], x["seed"]): x for x in found["records"]}
+                self._summaries = dict(found["tasks"])
             except (ValueError, KeyError, TypeError) as problem:
                 raise ValueError(f"--out: {path} is no result of benchmarks.learning_recipe") from problem
         path.parent.mkdir(parents=True, exist_ok=True)
 
+    def drop_outdated(self, jobs: Sequence[Job]) -> None:
+        """Forget the records of these tasks, of any seed, that today's flags or today's recipe would not make."""
+        for job in {job._replace(seed=0) for job in jobs}:
+            for key, record in list(self._records.items()):
+                if key[:2] != (job.task.env_id, job.side):
+                    continue
+                words = command(job.task, record["seed"], _as_learning(Args(), job).extra)
+                if record["command"] != words or record["preset"] != what_is_set(words):
+                    del self._records[key]
+                    self._summaries.pop(job.task.env_id, None)
+
     def put_back(self, args: Args, job: Job) -> None:
-        """Let a run whose record is here count as finished, if it was made with the same flags."""
+        """Let a run whose record is here count as finished."""
         record = self._records.get((job.task.env_id, job.side, job.seed))
         learning = _as_learning(args, job)
         path = record_path(learning, job.task.env_id, job.seed)
@@ -166,16 +188,26 @@ class Ledger:
             path.write_text(json.dumps(record))
 
     def keep(self, job: Job, record: dict[str, Any]) -> None:
-        """Write the record of a run, with the machine that it was made on."""
+        """Write the record of a run, with the machine that it was made on, and the summary of its task."""
         with self._lock:
             kept = {"side": job.side, "machine": self._machine, **record}
             self._records[job.task.env_id, job.side, job.seed] = kept
-            self.write(tasks={})
+            of_task = [self._records[key] for key in sorted(self._records) if key[0] == job.task.env_id]
+            by_side = {side: [record for record in of_task if record["side"] == side] for side in SIDES}
+            if all(by_side.values()):
+                known = self._summaries.get(job.task.env_id)
+                random = random_return(job.task) if known is None else known["random"]
+                self._summaries[job.task.env_id] = summary(job, by_side, random)
+            self._write()
 
-    def write(self, tasks: Mapping[str, Any]) -> None:
-        """All records, and the summaries of the tasks of a whole call."""
+    def tasks(self) -> dict[str, dict[str, Any]]:
+        """The summaries by the tasks' ids, family by family."""
+        order = [env_id for groups in FAMILIES.values() for group in groups for env_id in group.env_ids]
+        return {env_id: self._summaries[env_id] for env_id in order if env_id in self._summaries}
+
+    def _write(self) -> None:
         records = [self._records[key] for key in sorted(self._records)]
-        write_atomically(self._path, (json.dumps({"tasks": tasks, "records": records}) + "\n").encode())
+        write_atomically(self._path, (json.dumps({"tasks": self.tasks(), "records": records}) + "\n").encode())
 
 
 @functools.cache
@@ -210,15 +242,15 @@ def random_return(task: Task) -> float:
     return statistics.fmean(returns)
 
 
-def summary(job: Job, records: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
-    """A task over its seeds: what its sides reached, and by how much the recipe leads."""
+def summary(job: Job, records: Mapping[str, Sequence[Mapping[str, Any]]], random: float) -> dict[str, Any]:
+    """A task over its seeds: what random actions and its sides reached, and by how much the recipe leads."""
     greedy = {side: [record["greedy"] for record in found] for side, found in records.items()}
     return {
         "family": job.family,
-        "seeds": [record["seed"] for record in records["recipe"]],
+        "seeds": {side: [record["seed"] for record in found] for side, found in records.items()},
         "total_timesteps": job.task.total_timesteps,
         "set_by_the_recipe": records["recipe"][0]["preset"],
-        "random": random_return(job.task),
+        "random": random,
         "greedy": greedy,
         "lead": {side: lead(greedy["recipe"], greedy[side]) for side in SIDES[1:]},
         "seconds_of_1m_steps": {
@@ -262,12 +294,14 @@ def lines_of(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def _table_of_tasks(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
     sides = "".join(f"{side:>11}" for side in SIDES)
     over = "".join(f"{f'over {side}':>26}" for side in SIDES[1:])
-    lines = [f"{'task':<28}{'random':>9}{sides}{over}{'s of 1M steps':>18}"]
+    lines = [f"{'task':<28}{'seeds':>7}{'random':>9}{sides}{over}{'s of 1M steps':>18}"]
     for env_id, found in tasks.items():
         means = "".join(f"{statistics.fmean(found['greedy'][side]):>11.4g}" for side in SIDES)
         leads = "".join(f"{_interval_text(found['lead'][side]):>26}" for side in SIDES[1:])
         seconds = " ".join(f"{found['seconds_of_1m_steps'][side]:.0f}" for side in SIDES)
-        lines.append(f"{env_id.rpartition(':')[2]:<28}{found['random']:>9.4g}{means}{leads}{seconds:>18}")
+        counts = sorted({len(found["greedy"][side]) for side in SIDES})
+        seeds = "-".join(str(count) for count in counts)
+        lines.append(f"{env_id.rpartition(':')[2]:<28}{seeds:>7}{found['random']:>9.4g}{means}{leads}{seconds:>18}")
     return lines
 
 
@@ -312,17 +346,13 @@ def main(args: Args) -> None:
     unknown = set(args.family) - set(FAMILIES)
     if unknown:
         raise ValueError(f"--family: {sorted(unknown)[0]} is none of {', '.join(FAMILIES)}")
-    seeds = parse_seeds(args.seeds)
-    jobs = jobs_of(tuple(dict.fromkeys(args.family)) or tuple(FAMILIES), seeds)
+    jobs = jobs_of(tuple(dict.fromkeys(args.family)) or tuple(FAMILIES), parse_seeds(args.seeds))
     ledger = Ledger(args.out)
+    ledger.drop_outdated(jobs)
     with ThreadPoolExecutor(args.jobs) as pool:
-        records = list(pool.map(lambda job: run_job(args, job, ledger), jobs))
-    tasks = {}
-    for first in jobs[: len(jobs) // len(seeds) : len(SIDES)]:
-        of_task = [(job.side, record) for job, record in zip(jobs, records, strict=True) if job.task == first.task]
-        tasks[first.task.env_id] = summary(first, {x: [record for side, record in of_task if side == x] for x in SIDES})
-    ledger.write(tasks)
-    print(*lines_of(tasks), sep="\n")
+        for _ in pool.map(lambda job: run_job(args, job, ledger), jobs):
+            pass
+    print(*lines_of(ledger.tasks()), sep="\n")
 
 
 if __name__ == "__main__":

@@ -51,7 +51,7 @@ def test_one_seed_has_no_interval() -> None:
     assert lead([3.0, 3.0], [1.0, 1.0]) == (2.0, 2.0, 2.0)
     assert overall([{"recipe": np.array([0.5])}, {"recipe": np.array([0.7])}], "recipe") == (0.6, None, None)
     lines = lines_of({"A-v0": found(recipe=[100.0], former=[10.0], cleanrl=[110.0])})
-    assert lines[1].split()[5:7] == ["90", "-10"]
+    assert lines[1].split()[6:8] == ["90", "-10"]
     assert "over former: better in 1 of 1 (clearly in 0), equal in 0; clearly worse in 0" in lines
 
 
@@ -141,7 +141,10 @@ def test_all_sides_are_run_at_the_same_steps_and_not_twice(
     assert len(training.calls) == 12
     elsewhere = replace(args, run_root=tmp_path / "elsewhere", seeds="2-3", family=("classic", "classic"))
     main(elsewhere)  # seed 2 is known from the JSON file, which keeps seed 1
-    assert len(training.calls) == 18 and len(json.loads(args.out.read_text())["records"]) == 18
+    kept = json.loads(args.out.read_text())
+    assert len(training.calls) == 18 and len(kept["records"]) == 18
+    assert kept["tasks"]["Pendulum-v1"]["greedy"]["recipe"] == [30.0] * 3
+    assert kept["tasks"]["Pendulum-v1"]["seeds"] == {side: [1, 2, 3] for side in learning_recipe.SIDES}
     args.out.write_text("[]")
     with pytest.raises(ValueError, match=r"--out: .* is no result of"):
         main(args)
@@ -149,10 +152,34 @@ def test_all_sides_are_run_at_the_same_steps_and_not_twice(
         main(Args(family=("robot",)))
 
 
+@pytest.mark.fitted
+def test_records_of_another_recipe_are_forgotten_for_all_seeds(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    groups = tuple(Group("tensor", 1000, (env_id,)) for env_id in ("CartPole-v1", "Pendulum-v1"))
+    monkeypatch.setattr(learning_recipe, "FAMILIES", {"classic": groups[:1], "robots": groups[1:]})
+    monkeypatch.setattr(learning.subprocess, "run", FakeTraining())
+    args = Args(seeds="1-3", run_root=tmp_path, out=tmp_path / "found.json")
+    main(args)
+    found = json.loads(args.out.read_text())
+    for record in found["records"]:
+        if record["side"] == "recipe":
+            record["preset"]["gamma"] = 0.5
+    args.out.write_text(json.dumps(found))
+    capsys.readouterr()
+    main(replace(args, seeds="1", run_root=tmp_path / "elsewhere", family=("classic",)))
+    found = json.loads(args.out.read_text())
+    assert found["tasks"]["CartPole-v1"]["seeds"] == {"recipe": [1], "former": [1, 2, 3], "cleanrl": [1, 2, 3]}
+    assert found["tasks"]["Pendulum-v1"]["seeds"]["recipe"] == [1, 2, 3]  # another call will look at it
+    lines = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith(("CartPole-v1 ", "Pend"))]
+    assert [words[1] for words in lines if words[1] not in learning_recipe.SIDES] == ["1-3", "3"]
+
+
 def test_a_run_that_fails_ends_it_with_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     broken = Group("tensor", 1000, ("CartPole-v1",), "--num-envs -1")
     monkeypatch.setattr(learning_recipe, "FAMILIES", {"classic": (broken,)})
-    monkeypatch.setattr(learning, "what_is_set", lambda _: {})
+    for module in (learning, learning_recipe):
+        monkeypatch.setattr(module, "what_is_set", lambda _: {})
     monkeypatch.setattr(learning.subprocess, "run", FakeTraining())
     with pytest.raises(RuntimeError, match="CartPole-v1, recipe, seed 1: exit status 3: error: NaN"):
         main(Args(seeds="1", run_root=tmp_path, out=tmp_path / "found.json"))
@@ -167,7 +194,8 @@ def test_what_was_done_before_a_failure_is_kept(tmp_path: Path, monkeypatch: pyt
             "games": (Group("tensor", 1000, ("Acrobot-v1",), "--num-envs -1"),),
         },
     )
-    monkeypatch.setattr(learning, "what_is_set", lambda _: {})
+    for module in (learning, learning_recipe):
+        monkeypatch.setattr(module, "what_is_set", lambda _: {})
     training = FakeTraining()
     monkeypatch.setattr(learning.subprocess, "run", training)
     for root in ("first", "second"):
