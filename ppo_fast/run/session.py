@@ -201,6 +201,7 @@ class Session:
             self._stack.callback(self._midway.close)
         self.log.introduce()
         self.log.say(self._beginning.notes)
+        self._warn(unheard_precision(self.args.precision, agent))
         if origin is not None:
             self.log.say(resume.lines(origin, envs.backend, self.ranks.world_size, self.args.num_iterations))
         self._watch.lap("startup")
@@ -527,6 +528,13 @@ class Session:
         if self._callback.problem is not None:
             raise self._callback.problem
         return left
+
+
+def unheard_precision(precision: str, agent: nn.Module) -> str | None:
+    """That nothing in the agent rounds as `--precision bf16` asks for, in words; None where something does."""
+    if precision != "bf16" or any(getattr(part, "dtype", None) is torch.bfloat16 for part in agent.modules()):
+        return None
+    return "--precision bf16: no part of the agent has that dtype, as mlp.MLP would: its products are of fp32"
 
 
 def quarters(num_iterations: int) -> frozenset[int]:

@@ -65,3 +65,23 @@ def test_a_replay_that_is_given_up_late_is_said_at_the_end(
     late = [line for line in said if "runs as it is" in line]
     assert len(late) == 1 and "drifting gives other numbers" in late[0]
     assert result["execution"] == "recorded, 4 of 5 functions"
+
+
+@pytest.mark.parametrize(("own_network", "warnings"), [(False, 0), (True, 1)])
+def test_a_precision_that_no_part_of_the_agent_heeds_is_said(
+    own_network: bool,
+    warnings: int,
+    monkeypatch: pytest.MonkeyPatch,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    class OwnNetworks(train.Agent):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args)
+            self.actor, self.critic = torch.nn.Linear(4, self.head.outputs), torch.nn.Linear(4, 1)
+
+    if own_network:
+        monkeypatch.setattr(train, "Agent", OwnNetworks)
+    args = Args(num_envs=4, num_steps=8, total_timesteps=32, precision="bf16", eval_episodes=0, run_root=str(tmp_path))
+    train.train(args)
+    assert capsys.readouterr().out.count("warning: --precision bf16: no part of the agent has that dtype") == warnings
