@@ -28,6 +28,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
+from threading import Lock
 from typing import Any, Literal, NamedTuple
 
 from benchmarks.peers import machine_facts
@@ -91,6 +92,7 @@ SUITES = {
     ),
 }
 CURVE_POINTS, TABLE_POINTS = 50, 10
+ONE_AT_A_TIME = Lock()  # tyro is not made for threads, and what it says goes by way of sys.stderr, which they share
 INK, BAND, MEAN, PEER = "#333333", "#9ecae1", "#08519c", "#d55e00"  # they differ in lightness: no colour vision needed
 
 
@@ -187,7 +189,8 @@ def finished(args: Args, task: Task, seed: int) -> dict[str, Any] | None:
 def what_is_set(words: Sequence[str]) -> dict[str, Any]:
     """The flags that a preset or the recipe sets for the command of a run, as JSON knows them."""
     without_seed = [word for i, word in enumerate(words) if "--seed" not in words[max(i - 1, 0) : i + 1]]
-    return json.loads(_set_by(tuple(without_seed[3:])))
+    with ONE_AT_A_TIME:
+        return json.loads(_set_by(tuple(without_seed[3:])))
 
 
 @functools.cache

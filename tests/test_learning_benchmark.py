@@ -3,6 +3,8 @@
 import json
 import subprocess
 import sys
+import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -235,3 +237,21 @@ def test_one_real_run(args: learning.Args) -> None:
     (run,) = found["runs"]
     assert run["global_step"] == 8192 and run["episodes"] == 100 and run["threads"] == 1
     assert run["greedy"] > 9 and any(value is not None for value in found["curve"]["mean"])
+
+
+def test_runs_side_by_side_ask_one_after_the_other_what_is_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    """tyro, asked by two threads at once, ended a whole comparison without a word."""
+    inside, most = 0, 0
+
+    def slow(_: tuple[str, ...]) -> str:
+        nonlocal inside, most
+        inside += 1
+        most = max(most, inside)
+        time.sleep(0.02)
+        inside -= 1
+        return "{}"
+
+    monkeypatch.setattr(learning, "_set_by", slow)
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(learning.what_is_set, [["python", "-m", "ppo_fast.train", "--seed", "1"]] * 4))
+    assert found == [{}] * 4 and most == 1
