@@ -245,9 +245,10 @@ def test_an_unknown_environment_is_named(run, tmp_path):
         evaluate(Args(run=str(altered(run[0], tmp_path, env_id="CartPole-v9"))))
 
 
-def test_a_program_is_found_by_the_name_in_the_file(run, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("name", ["ppo_fast.train_right", "übung.größer-2"])
+def test_a_program_is_found_by_the_name_in_the_file(run, tmp_path, monkeypatch, capsys, name):
     """Another program's Args and Agent are used: here one whose agent always pushes the cart to the right."""
-    module = type(sys)("ppo_fast.train_right")
+    module = type(sys)(name)
 
     class Agent(nn.Module):
         def __init__(self, envs, args):
@@ -258,8 +259,8 @@ def test_a_program_is_found_by_the_name_in_the_file(run, tmp_path, monkeypatch, 
             return torch.ones(len(obs), dtype=torch.long), None
 
     module.Args, module.Agent = TrainArgs, Agent  # pyright: ignore[reportAttributeAccessIssue]
-    monkeypatch.setitem(sys.modules, "ppo_fast.train_right", module)
-    facts = load_policy(run[0])[1] | {"program": "ppo_fast.train_right"}
+    monkeypatch.setitem(sys.modules, name, module)
+    facts = load_policy(run[0])[1] | {"program": name}
     save_policy(tmp_path, {"weight": torch.ones(1)}, facts)
     assert evaluate(Args(run=str(tmp_path), policy="greedy"))["greedy"]["max_return"] <= 11
 
