@@ -11,7 +11,18 @@ import pytest
 
 from benchmarks import learning, learning_recipe
 from benchmarks.learning import Task
-from benchmarks.learning_recipe import FEWER_EPISODES, Args, Group, lead, lines_of, main, overall, random_return, scores
+from benchmarks.learning_recipe import (
+    FEWER_EPISODES,
+    Args,
+    Group,
+    Ledger,
+    lead,
+    lines_of,
+    main,
+    overall,
+    random_return,
+    scores,
+)
 from benchmarks.tasks import Walk
 
 pytest.importorskip("scipy")
@@ -166,6 +177,9 @@ def test_records_of_another_recipe_are_forgotten_for_all_seeds(
         if record["side"] == "recipe":
             record["preset"]["gamma"] = 0.5
     args.out.write_text(json.dumps(found))
+    ledger = Ledger(args.out)
+    ledger.drop_outdated(learning_recipe.jobs_of(("classic",), [1]))
+    assert list(ledger.tasks()) == ["Pendulum-v1"]  # no summary of runs that are gone, should the call end here
     capsys.readouterr()
     main(replace(args, seeds="1", run_root=tmp_path / "elsewhere", family=("classic",)))
     found = json.loads(args.out.read_text())

@@ -79,6 +79,7 @@ def test_a_precision_that_no_part_of_the_agent_heeds_is_said(
         def __init__(self, *args: Any) -> None:
             super().__init__(*args)
             self.actor, self.critic = torch.nn.Linear(4, self.head.outputs), torch.nn.Linear(4, 1)
+            self.actor.dtype = torch.float32  # pyright: ignore[reportArgumentType] - what another library's layer may say of itself
 
     if own_network:
         monkeypatch.setattr(train, "Agent", OwnNetworks)
