@@ -37,6 +37,9 @@ LIGHTS = {  # the advice that has a light, and its name in the panel
 }
 
 
+SHOW_CURSOR = "\x1b[?25h"  # as rich writes it
+
+
 class Drawn(NamedTuple):
     """The size of the panel as it was last drawn."""
 
@@ -69,8 +72,8 @@ class LivePanel(PlainLines):
                 self._print(part)
         # Drawn by show_row alone: a second thread would take the interpreter lock in the middle of an iteration.
         live = Live(self._panel(), console=self.screen, auto_refresh=False, transient=True)
+        self._live = live  # before the cursor is hidden, so that an interrupt in between finds what is to be closed
         self._try(lambda: live.start(refresh=True))
-        self._live = live
 
     def phase(self, name: str) -> None:
         if self._live is None:
@@ -101,11 +104,21 @@ class LivePanel(PlainLines):
     def close(self, failed: bool = False) -> None:
         if self._live is None:
             return
-        with suppress(OSError):
-            self._live.stop()
-        self._live = None
+        try:
+            with suppress(OSError):
+                self._live.stop()
+        finally:
+            self._live = None
+            self._show_cursor()
         if failed and self.figures.row:
             self._print(self.figures.plain_line())  # the panel is gone: say where the run stood
+
+    def _show_cursor(self) -> None:
+        """rich does so, unless a second Ctrl-C ends it halfway; called again it would do nothing."""
+        assert self._stream is not None, "a panel is drawn on a terminal"
+        with suppress(OSError, ValueError):  # ValueError: it is closed
+            self._stream.write(SHOW_CURSOR)
+            self._stream.flush()
 
     def _print_line(self, line: Line) -> None:
         """A line of the summary. Advice is wrapped; commands and paths are not, so that they can be copied."""

@@ -5,11 +5,12 @@ from itertools import pairwise
 from types import SimpleNamespace
 
 import pytest
+from rich.live import Live
 from screens import CLEAR_LINE, HIDE_CURSOR, RESULT, ROW, SHOW_CURSOR, WARNING, Rows, Terminal, without_colour
 
 from ppo_fast.run import panel
 from ppo_fast.run.console import Console
-from ppo_fast.run.panel import LivePanel
+from ppo_fast.run.panel import LivePanel, Screen
 
 
 @pytest.fixture
@@ -128,6 +129,31 @@ def test_an_interrupted_panel_leaves_a_clean_screen(terminal: Terminal) -> None:
     after_panel = text[text.rindex("╯") :]
     assert after_panel.count(CLEAR_LINE) >= 8  # every line of the panel is erased
     assert without_colour(after_panel).strip().splitlines()[-1].startswith("step=250000")
+
+
+@pytest.mark.parametrize("part", ["start", "stop", "refresh", "clear_live", "pop_render_hook"])
+def test_an_interrupt_while_the_panel_opens_or_closes_leaves_the_cursor(
+    terminal: Terminal, monkeypatch: pytest.MonkeyPatch, part: str
+) -> None:
+    """A second Ctrl-C comes at any moment."""
+    owner: type = Live if part in ("start", "stop", "refresh") else Screen
+    original = getattr(owner, part)
+
+    def interrupted(*args: object, **kwargs: object) -> None:
+        if part == "start":
+            original(*args, **kwargs)
+        if HIDE_CURSOR in terminal.getvalue():
+            raise KeyboardInterrupt
+        original(*args, **kwargs)
+
+    with pytest.raises(KeyboardInterrupt), Console(500_000, stream=terminal) as voice:
+        voice.start([])
+        monkeypatch.setattr(owner, part, interrupted)
+        if part == "start":
+            voice.printer.close()
+            voice.start([])
+    text = terminal.getvalue()
+    assert text.rindex(SHOW_CURSOR) > text.rindex(HIDE_CURSOR)
 
 
 def test_messages_stand_above_the_panel(terminal: Terminal) -> None:
