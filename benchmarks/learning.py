@@ -92,7 +92,7 @@ SUITES = {
     ),
 }
 CURVE_POINTS, TABLE_POINTS = 50, 10
-ONE_AT_A_TIME = Lock()  # tyro is not made for threads, and what it says goes by way of sys.stderr, which they share
+TYRO_LOCK = Lock()  # tyro is not made for threads, and sys.stderr, which is swapped for it, is theirs, too
 INK, BAND, MEAN, PEER = "#333333", "#9ecae1", "#08519c", "#d55e00"  # they differ in lightness: no colour vision needed
 
 
@@ -189,7 +189,7 @@ def finished(args: Args, task: Task, seed: int) -> dict[str, Any] | None:
 def what_is_set(words: Sequence[str]) -> dict[str, Any]:
     """The flags that a preset or the recipe sets for the command of a run, as JSON knows them."""
     without_seed = [word for i, word in enumerate(words) if "--seed" not in words[max(i - 1, 0) : i + 1]]
-    with ONE_AT_A_TIME:
+    with TYRO_LOCK:
         return json.loads(_set_by(tuple(without_seed[3:])))
 
 

@@ -8,7 +8,8 @@ Former are the defaults of train.py where neither preset nor recipe sets anythin
 lines of docs/coming-from.md for ppo.py and ppo_continuous_action.py. Each run is a process of its own on one thread,
 and its figure the mean of greedy episodes at its end. Runs that are finished are not done again, as in
 benchmarks.learning; nor are those whose records the JSON file holds already, which it does as soon as they are there.
-So the runs of a result may be made on several days: a call's tables are of all that the file holds.
+So the runs of a result may be made on several days: a call's tables are of all that the file holds, of each task the
+seeds that all sides have.
 
 Said for each task: the mean over seeds of each side, the 95 % interval of the recipe's lead (Welch's t), and the
 seconds that 1M steps take. Then scores over all tasks, 0 for random actions and 1 for the best mean of a side:
@@ -145,8 +146,8 @@ def _as_learning(args: Args, job: Job) -> LearningArgs:
 
 
 class Ledger:
-    """The JSON file: records of finished runs, also of earlier calls, and a summary of each task that all sides have
-    run; written anew after each run.
+    """The JSON file, written anew after each run: records of finished runs, also of earlier calls, and a summary of each
+    task over the seeds that all sides have run.
 
     Raises:
         ValueError: the file that is there is none of this program.
@@ -168,7 +169,7 @@ class Ledger:
         path.parent.mkdir(parents=True, exist_ok=True)
 
     def drop_outdated(self, jobs: Sequence[Job]) -> None:
-        """Forget the records of these tasks, of any seed, that today's flags or today's recipe would not make."""
+        """Forget the records of these tasks and sides, of any seed, that today's flags or recipe would not make."""
         for job in {job._replace(seed=0) for job in jobs}:
             for key, record in list(self._records.items()):
                 if key[:2] != (job.task.env_id, job.side):
@@ -192,13 +193,25 @@ class Ledger:
         with self._lock:
             kept = {"side": job.side, "machine": self._machine, **record}
             self._records[job.task.env_id, job.side, job.seed] = kept
-            of_task = [self._records[key] for key in sorted(self._records) if key[0] == job.task.env_id]
-            by_side = {side: [record for record in of_task if record["side"] == side] for side in SIDES}
-            if all(by_side.values()):
-                known = self._summaries.get(job.task.env_id)
-                random = random_return(job.task) if known is None else known["random"]
-                self._summaries[job.task.env_id] = summary(job, by_side, random)
+            self._summarize(job)
             self._write()
+
+    def summarize(self, jobs: Sequence[Job]) -> None:
+        """Summarise the tasks of these jobs that earlier calls have left without it."""
+        for job in jobs:
+            if job.task.env_id not in self._summaries:
+                self._summarize(job)
+
+    def _summarize(self, job: Job) -> None:
+        env_id = job.task.env_id
+        by_side = {side: {key[2] for key in self._records if key[:2] == (env_id, side)} for side in SIDES}
+        seeds = sorted(set.intersection(*by_side.values()))
+        if not seeds:
+            return
+        known = self._summaries.get(env_id)
+        random = random_return(job.task) if known is None else known["random"]
+        records = {side: [self._records[env_id, side, seed] for seed in seeds] for side in SIDES}
+        self._summaries[env_id] = summary(job, records, random)
 
     def tasks(self) -> dict[str, dict[str, Any]]:
         """The summaries by the tasks' ids, family by family."""
@@ -247,7 +260,7 @@ def summary(job: Job, records: Mapping[str, Sequence[Mapping[str, Any]]], random
     greedy = {side: [record["greedy"] for record in found] for side, found in records.items()}
     return {
         "family": job.family,
-        "seeds": {side: [record["seed"] for record in found] for side, found in records.items()},
+        "seeds": [record["seed"] for record in records["recipe"]],
         "total_timesteps": job.task.total_timesteps,
         "set_by_the_recipe": records["recipe"][0]["preset"],
         "random": random,
@@ -299,8 +312,7 @@ def _table_of_tasks(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
         means = "".join(f"{statistics.fmean(found['greedy'][side]):>11.4g}" for side in SIDES)
         leads = "".join(f"{_interval_text(found['lead'][side]):>26}" for side in SIDES[1:])
         seconds = " ".join(f"{found['seconds_of_1m_steps'][side]:.0f}" for side in SIDES)
-        counts = sorted({len(found["greedy"][side]) for side in SIDES})
-        seeds = "-".join(str(count) for count in counts)
+        seeds = len(found["greedy"]["recipe"])
         lines.append(f"{env_id.rpartition(':')[2]:<28}{seeds:>7}{found['random']:>9.4g}{means}{leads}{seconds:>18}")
     return lines
 
@@ -348,7 +360,9 @@ def main(args: Args) -> None:
         raise ValueError(f"--family: {sorted(unknown)[0]} is none of {', '.join(FAMILIES)}")
     jobs = jobs_of(tuple(dict.fromkeys(args.family)) or tuple(FAMILIES), parse_seeds(args.seeds))
     ledger = Ledger(args.out)
-    ledger.drop_outdated(jobs)
+    everything = jobs_of(tuple(FAMILIES), [0])
+    ledger.drop_outdated(everything)
+    ledger.summarize(everything)
     with ThreadPoolExecutor(args.jobs) as pool:
         for _ in pool.map(lambda job: run_job(args, job, ledger), jobs):
             pass

@@ -22,7 +22,7 @@ from ppo_fast.run import modules
 
 ORDINARY = 10_000_000  # parameters, so many that making them in vain does no harm
 OURS = re.compile(r"ppo_fast\.train(_\w+)?")
-NAME = re.compile(r"[^\W\d][\w-]*(\.[^\W\d][\w-]*)*")  # of any script, as Python takes it
+NAME = re.compile(r"[^\W\d][\w-]*(\.[^\W\d][\w-]*)*")  # letters of any alphabet
 TO_PLAY = ("Args", "Agent")  # what of a program a policy needs
 TO_LEARN = (*TO_PLAY, "setup", "make_iteration")  # and what its iterations need
 

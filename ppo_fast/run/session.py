@@ -531,10 +531,10 @@ class Session:
 
 
 def unheard_precision(precision: str, agent: nn.Module) -> str | None:
-    """That nothing in the agent rounds as `--precision bf16` asks for, in words; None where something does."""
+    """A warning where `--precision bf16` changes nothing in this agent; else None."""
     if precision != "bf16" or any(getattr(part, "dtype", None) is torch.bfloat16 for part in agent.modules()):
         return None
-    return "--precision bf16: no part of the agent has that dtype, as mlp.MLP would: its products are of fp32"
+    return "--precision bf16: changes nothing: no network here is an mlp.MLP, which alone heeds it"
 
 
 def quarters(num_iterations: int) -> frozenset[int]:

@@ -85,4 +85,4 @@ def test_a_precision_that_no_part_of_the_agent_heeds_is_said(
         monkeypatch.setattr(train, "Agent", OwnNetworks)
     args = Args(num_envs=4, num_steps=8, total_timesteps=32, precision="bf16", eval_episodes=0, run_root=str(tmp_path))
     train.train(args)
-    assert capsys.readouterr().out.count("warning: --precision bf16: no part of the agent has that dtype") == warnings
+    assert capsys.readouterr().out.count("warning: --precision bf16: changes nothing") == warnings
