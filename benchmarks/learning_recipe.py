@@ -146,8 +146,9 @@ def _as_learning(args: Args, job: Job) -> LearningArgs:
 
 
 class Ledger:
-    """The JSON file, written anew after each run: records of finished runs, also of earlier calls, and a summary of each
-    task over the seeds that all sides have run.
+    """The JSON file, written anew after each run: records of finished runs, also of earlier calls.
+
+    It holds a summary of each task, too, over the seeds that all sides have run.
 
     Raises:
         ValueError: the file that is there is none of this program.
@@ -197,9 +198,9 @@ class Ledger:
             self._write()
 
     def summarize(self, jobs: Sequence[Job]) -> None:
-        """Summarise the tasks of these jobs that earlier calls have left without it."""
+        """Summarise the tasks of these jobs by the records that there are."""
         for job in jobs:
-            if job.task.env_id not in self._summaries:
+            if job.side == SIDES[0]:
                 self._summarize(job)
 
     def _summarize(self, job: Job) -> None:
@@ -307,13 +308,13 @@ def lines_of(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
 def _table_of_tasks(tasks: Mapping[str, Mapping[str, Any]]) -> list[str]:
     sides = "".join(f"{side:>11}" for side in SIDES)
     over = "".join(f"{f'over {side}':>26}" for side in SIDES[1:])
-    lines = [f"{'task':<28}{'seeds':>7}{'random':>9}{sides}{over}{'s of 1M steps':>18}"]
+    lines = [f"{'task':<28}{'seeds':>7}{'random':>11}{sides}{over}{'s of 1M steps':>18}"]
     for env_id, found in tasks.items():
         means = "".join(f"{statistics.fmean(found['greedy'][side]):>11.4g}" for side in SIDES)
         leads = "".join(f"{_interval_text(found['lead'][side]):>26}" for side in SIDES[1:])
         seconds = " ".join(f"{found['seconds_of_1m_steps'][side]:.0f}" for side in SIDES)
         seeds = len(found["greedy"]["recipe"])
-        lines.append(f"{env_id.rpartition(':')[2]:<28}{seeds:>7}{found['random']:>9.4g}{means}{leads}{seconds:>18}")
+        lines.append(f"{env_id.rpartition(':')[2]:<28}{seeds:>7}{found['random']:>11.4g}{means}{leads}{seconds:>18}")
     return lines
 
 
