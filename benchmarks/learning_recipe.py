@@ -190,7 +190,7 @@ class Ledger:
             path.write_text(json.dumps(record))
 
     def keep(self, job: Job, record: dict[str, Any]) -> None:
-        """Write the record of a run, with the machine that it was made on, and the summary of its task."""
+        """Write the record of a run, with the machine that it was made on, and sum up its task anew."""
         with self._lock:
             kept = {"side": job.side, "machine": self._machine, **record}
             self._records[job.task.env_id, job.side, job.seed] = kept

@@ -38,6 +38,13 @@ def prepare(flags: Any) -> torch.device:
     return torch.device("cpu")
 
 
+def unheard_precision(precision: str, agent: torch.nn.Module) -> str | None:
+    """A warning where `--precision bf16` changes nothing in this agent; else None."""
+    if precision != "bf16" or any(getattr(part, "dtype", None) is torch.bfloat16 for part in agent.modules()):
+        return None
+    return "--precision bf16: changes nothing: no network here is an mlp.MLP, which alone heeds it"
+
+
 def _keep_large_buffers() -> None:
     # glibc hands every buffer above 128 KB back to the system and faults it in again at the next use: half of the time
     # of a large update. M_TRIM_THRESHOLD = -1, M_TOP_PAD = -2, M_MMAP_THRESHOLD = -3 in malloc.h; musl has no mallopt.

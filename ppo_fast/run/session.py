@@ -201,7 +201,7 @@ class Session:
             self._stack.callback(self._midway.close)
         self.log.introduce()
         self.log.say(self._beginning.notes)
-        self._warn(unheard_precision(self.args.precision, agent))
+        self._warn(process.unheard_precision(self.args.precision, agent))
         if origin is not None:
             self.log.say(resume.lines(origin, envs.backend, self.ranks.world_size, self.args.num_iterations))
         self._watch.lap("startup")
@@ -528,13 +528,6 @@ class Session:
         if self._callback.problem is not None:
             raise self._callback.problem
         return left
-
-
-def unheard_precision(precision: str, agent: nn.Module) -> str | None:
-    """A warning where `--precision bf16` changes nothing in this agent; else None."""
-    if precision != "bf16" or any(getattr(part, "dtype", None) is torch.bfloat16 for part in agent.modules()):
-        return None
-    return "--precision bf16: changes nothing: no network here is an mlp.MLP, which alone heeds it"
 
 
 def quarters(num_iterations: int) -> frozenset[int]:
