@@ -34,7 +34,7 @@ class Panel(NamedTuple):
 
 PANELS = (
     Panel("episodic return", names.EPISODIC_RETURN),
-    Panel("steps per second", names.SPS),
+    Panel("steps per second, mean so far", names.SPS),
     Panel("policy loss", names.POLICY_LOSS),
     Panel("value loss", names.VALUE_LOSS),
     Panel("approximate KL", names.APPROX_KL),
