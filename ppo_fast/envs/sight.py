@@ -2,14 +2,14 @@
 
     sight = look("Hopper-v5", "auto")     # Sight(actions="continuous", ..., time_limit=1000)
 
-One environment is made, asked for its spaces and its time limit, and closed. Where an action is one continuous number
-it is also watched for some steps, in which nothing is done.
+One environment is made, asked for its spaces and its time limit, and closed. Where actions are continuous it is also
+watched for some steps, in which nothing is done.
 """
 
 import math
 import time
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -46,8 +46,19 @@ class Sight:
     bounds, or where there are none. The geometric mean, where an action has several numbers."""
     sparse: bool = False
     """The action 0, again and again for up to 256 steps, ends no episode and is rewarded the same each time: what a
-    reward is for has to be found first. Looked for only where an action is one continuous number; False where an
-    environment fails or takes long, and for a vector that was handed in ready-made, which is the caller's to step."""
+    reward is for has to be found first."""
+    falls: bool = False
+    """The action 0, again and again, ends an episode within these steps, and no time limit does: a robot that has to
+    keep upright, or a lander above the ground."""
+    # Both are looked for where actions are continuous. They are False where an environment fails or takes long, and for
+    # a vector that was handed in ready-made, which is the caller's to step.
+
+
+class Idle(NamedTuple):
+    """What doing nothing leads to, as in Sight."""
+
+    sparse: bool
+    falls: bool
 
 
 def look(
@@ -57,7 +68,7 @@ def look(
 
     Args:
         env_id: as `make` takes it, as are backend and options.
-        watches: whether somebody wants to know if it is sparse.
+        watches: whether somebody wants to know what doing nothing leads to.
         num_envs: how many are made where a vector can't be made of one.
 
     Raises:
@@ -80,7 +91,8 @@ def look(
         else:
             actions, action_size = "discrete", int(getattr(space, "n", 1))
         limit = step_limit(env, options.get("env_kwargs") or {})
-        may_watch = watches and actions == "continuous" and action_size == 1 and not handed.is_ready_made(env_id)
+        may_watch = watches and actions == "continuous" and not handed.is_ready_made(env_id)
+        idle = _do_nothing(env, limit or WATCH_STEPS + 1) if may_watch else Idle(sparse=False, falls=False)
         return Sight(
             actions=actions,
             action_size=action_size,
@@ -88,7 +100,8 @@ def look(
             observation_size=math.prod(env.single_observation_space.shape),
             time_limit=limit,
             reach=_reach(env.own_spaces) if actions == "continuous" else 1.0,
-            sparse=may_watch and _is_sparse(env, limit or WATCH_STEPS + 1),
+            sparse=idle.sparse,
+            falls=idle.falls,
         )
     finally:
         env.close()
@@ -103,23 +116,25 @@ def _reach(own: OwnSpaces) -> float:
     return float(f"{np.exp(np.log(reach).mean()):.6g}") if len(reach) else 1.0
 
 
-def _is_sparse(env: Environments, limit: int) -> bool:
-    """See Sight.sparse. Whether a fault ends the training is for the training to say: --env-restarts may save it."""
+def _do_nothing(env: Environments, limit: int) -> Idle:
+    """See Idle. Whether a fault ends the training is for the training to say: --env-restarts may save it."""
     try:
-        return _nothing_tells(env, limit, time.monotonic() + WATCH_SECONDS)
+        return _watch(env, limit, time.monotonic() + WATCH_SECONDS)
     except EnvironmentFault:
-        return False
+        return Idle(sparse=False, falls=False)
 
 
-def _nothing_tells(env: Environments, limit: int, deadline: float) -> bool:
-    """Whether no step with the action 0 differs from the others, before the time limit."""
-    nothing = torch.zeros(env.num_envs, 1)
+def _watch(env: Environments, limit: int, deadline: float) -> Idle:
+    """The action 0 until an episode ends, or shortly before the time limit."""
+    nothing = torch.zeros(env.num_envs, *env.single_action_space.shape)
     env.reset(seed=SEED)
     steps = min(limit - 1, WATCH_STEPS)
-    first = None
+    rewards = []
     for _ in range(steps):
         _, reward, terminated, truncated, _ = env.step(nothing)
-        first = reward[0].clone() if first is None else first
-        if (reward != first).any() or (terminated | truncated).any() or time.monotonic() > deadline:
-            return False
-    return steps > 1
+        if (terminated | truncated).any():
+            return Idle(sparse=False, falls=bool(terminated.any()))
+        if time.monotonic() > deadline:
+            return Idle(sparse=False, falls=False)
+        rewards.append(reward.clone())
+    return Idle(sparse=steps > 1 and all((reward == rewards[0][0]).all() for reward in rewards), falls=False)

@@ -85,15 +85,21 @@ def _continuous(sight: Sight, given: Mapping[str, Any]) -> list[Choice]:
     epochs = 10 if rows <= 16_384 else 5
     passes = {"update_epochs": epochs, "num_minibatches": _minibatches(rollout, 128, 16)}
     rate = {"lr_schedule": "kl", "learning_rate": 3e-4, "desired_kl": 0.015}
+    size_of_updates = "as large as the policy bears"
+    # With one number, as of a pendulum, more of both only takes longer (LOG.md).
+    may_fall = sight.falls and sight.action_size > 1
+    if may_fall:
+        rate["desired_kl"] = 0.01
+        size_of_updates = "as large as what may fall bears"
     choices = [
         Choice(rollout, "continuous actions: small rollouts"),
-        Choice({**passes, **rate}, "many small updates from each, as large as the policy bears"),
+        Choice({**passes, **rate}, f"many small updates from each, {size_of_updates}"),
         Choice({"ent_coef": 0.0}, "a deviation that is learned without a bonus"),
     ]
     limit = sight.time_limit
     if _needs_wide_noise(sight):
         return [*choices, FAR]
-    choices.append(_noise(sight))
+    choices.append(_wide_noise(sight) if may_fall else _noise(sight))
     if limit is not None and limit <= SHORT:
         choices.append(Choice({"gamma": 0.95}, f"episodes of {limit} steps: what comes soon counts"))
     return choices
@@ -107,6 +113,13 @@ def _noise(sight: Sight) -> Choice:
     noise = {"log_std_init": round(log_deviation + math.log(sight.reach), 2) + 0.0}  # 0.0 instead of -0.0
     numbers = "one number" if sight.action_size == 1 else f"{sight.action_size} numbers"
     return Choice(noise, f"actions of {numbers} within ±{sight.reach:g}: noise of that size")
+
+
+def _wide_noise(sight: Sight) -> Choice:
+    """As wide as actions reach, for what falls while nothing is done. With less, or with larger steps of the policy,
+    the noise is gone before anything better than standing still is found (LOG.md)."""
+    noise = {"log_std_init": round(math.log(sight.reach), 2)}
+    return Choice(noise, "what falls if nothing is done: with less noise it learns to stand still")
 
 
 def _needs_wide_noise(sight: Sight) -> bool:

@@ -23,9 +23,11 @@ from ppo_fast.envs.sight import Sight, look
         (
             "InvertedPendulum-v5",
             "sync",
-            Sight("continuous", 1, "numbers", 4, 1000, reach=3.0),
-        ),  # +1 a step, until it falls
-        ("BallInCupCatch-v1", "auto", Sight("continuous", 2, "numbers", 8, 1000)),  # not looked for
+            Sight("continuous", 1, "numbers", 4, 1000, reach=3.0, falls=True),
+        ),
+        ("BallInCupCatch-v1", "auto", Sight("continuous", 2, "numbers", 8, 1000, sparse=True)),
+        ("Hopper-v5", "envpool", Sight("continuous", 3, "numbers", 11, 1000, falls=True)),
+        ("Reacher-v5", "envpool", Sight("continuous", 2, "numbers", 10, 50)),  # a time limit is no fall
         ("FrozenLake-v1", "auto", Sight("discrete", 4, "table", 16, 100)),
         ("CliffWalking-v1", "auto", Sight("discrete", 4, "table", 48, None)),
         ("CheetahRun-v1", "auto", Sight("continuous", 6, "numbers", 17, 1000)),  # envpool's alone
@@ -112,27 +114,30 @@ def test_how_far_actions_reach(low: list[float], high: list[float], bounds: str,
 
 
 @pytest.mark.parametrize(
-    ("rewards", "ends_at", "limit", "sparse"),
+    ("rewards", "ends_at", "limit", "sparse", "falls"),
     [
-        ([-0.3], None, 1000, True),
-        ([1.0], None, None, True),
-        ([1.0], 200, None, False),
-        ([1.0], 200, 100, True),  # an end that nobody reaches
-        ([0.0, 1e-3], None, 1000, False),
-        ([0.0] * 200 + [1.0], None, 1000, False),
-        ([0.0], None, 2, False),  # one reward says nothing
-        ([0.0], None, 1, False),
+        ([-0.3], None, 1000, True, False),
+        ([1.0], None, None, True, False),
+        ([1.0], 200, None, False, True),
+        ([1.0, 2.0], 256, 1000, False, True),
+        ([1.0, 2.0], 257, 1000, False, False),
+        ([1.0], 200, 100, True, False),  # an end that nobody reaches
+        ([0.0, 1e-3], None, 1000, False, False),
+        ([0.0] * 200 + [1.0], None, 1000, False, False),
+        ([0.0], None, 2, False, False),  # one reward says nothing
+        ([0.0], None, 1, False, False),
     ],
 )
-def test_rewards_are_sparse_where_doing_nothing_tells_nothing(
-    rewards: list[float], ends_at: int | None, limit: int | None, sparse: bool
+def test_doing_nothing_tells_whether_rewards_are_sparse_and_what_falls(
+    rewards: list[float], ends_at: int | None, limit: int | None, sparse: bool, falls: bool
 ) -> None:
     made = Paid(rewards, ends_at)
     gymnasium.register("SightOfRewards-v0", lambda **_: made, max_episode_steps=limit)
     try:
-        assert look("SightOfRewards-v0", "sync").sparse is sparse
+        seen = look("SightOfRewards-v0", "sync")
     finally:
         gymnasium.registry.pop("SightOfRewards-v0")
+    assert (seen.sparse, seen.falls) == (sparse, falls)
     assert all(np.array_equal(action, [0]) for action in made.actions)
 
 

@@ -22,12 +22,13 @@ pytestmark = pytest.mark.fitted
 
 ACTIONS: list[tuple[Literal["discrete", "continuous"], int]] = [("discrete", 2), ("continuous", 1), ("continuous", 17)]
 OBSERVATIONS: list[tuple[Literal["table", "numbers"], int]] = [("table", 16), ("numbers", 3), ("numbers", 376)]
+IDLE = {"discrete": ((False, False),), "continuous": ((False, False), (True, False), (False, True))}  # sparse, falls
 KINDS = [
-    Sight(actions, action_size, observation, observation_size, limit, 2.0 if action_size == 1 else 1.0, sparse)
+    Sight(actions, action_size, observation, observation_size, limit, 2.0 if action_size == 1 else 1.0, sparse, falls)
     for actions, action_size in ACTIONS
     for observation, observation_size in OBSERVATIONS
     for limit in (None, 20, 200, 1000, 27_000)
-    for sparse in ((False, True) if actions == "continuous" else (False,))
+    for sparse, falls in IDLE[actions]
 ]
 
 
@@ -115,7 +116,7 @@ def test_a_seed_chooses_the_same_each_time() -> None:
 
 def test_it_never_looks_at_a_name() -> None:
     assert {field.name for field in fields(Sight)} == {
-        *("actions", "action_size", "observation", "observation_size", "time_limit", "reach", "sparse"),
+        *("actions", "action_size", "observation", "observation_size", "time_limit", "reach", "sparse", "falls"),
     }
 
 
@@ -170,6 +171,19 @@ def test_the_noise_of_all_numbers_together_is_as_large_but_for_many() -> None:
     assert "log_std_init" not in chosen(Sight("discrete", 6, "numbers", 9, 1000))
     found = [chosen(Sight("continuous", size, "numbers", 9, 1000, reach=2.0))["log_std_init"] for size in (1, 7)]
     assert found == [0.69, -0.28]
+
+
+def test_what_falls_gets_more_noise_and_smaller_steps() -> None:
+    for size, flags in ((1, (0.69, 0.015)), (2, (0.69, 0.01)), (17, (0.69, 0.01))):
+        falling = chosen(Sight("continuous", size, "numbers", 9, 1000, reach=2.0, falls=True))
+        assert (falling["log_std_init"], falling["desired_kl"]) == flags
+    upright = chosen(Sight("continuous", 3, "numbers", 9, 1000))
+    assert (upright["log_std_init"], upright["desired_kl"]) == (-0.55, 0.015)
+
+
+def test_a_robot_that_falls_is_seen_to_before_training() -> None:
+    said = "\n".join(settle.what_is_set(Args(env_id="Walker2d-v5", backend="envpool")))
+    assert "as what may fall bears" in said and "--desired-kl" not in said  # 0.01 is the default
 
 
 def test_several_processes_share_the_environments_of_the_default(monkeypatch: pytest.MonkeyPatch) -> None:
