@@ -118,7 +118,7 @@ def _noise(sight: Sight) -> Choice:
 def _wide_noise(sight: Sight) -> Choice:
     """As wide as actions reach, for what falls while nothing is done. With less, or with larger steps of the policy,
     the noise is gone before anything better than standing still is found (LOG.md)."""
-    noise = {"log_std_init": round(math.log(sight.reach), 2)}
+    noise = {"log_std_init": round(math.log(sight.reach), 2) + 0.0}
     return Choice(noise, "what falls if nothing is done: with less noise it learns to stand still")
 
 

@@ -141,6 +141,22 @@ def test_doing_nothing_tells_whether_rewards_are_sparse_and_what_falls(
     assert all(np.array_equal(action, [0]) for action in made.actions)
 
 
+def test_a_time_limit_that_nobody_told_of_is_no_fall() -> None:
+    class Limited(Paid):
+        """Ends by a limit of its own."""
+
+        def step(self, action):
+            obs, reward, _, _, info = super().step(action)
+            return obs, reward, False, self.steps == self.ends_at, info
+
+    gymnasium.register("SightOfLimit-v0", lambda **_: Limited([1.0], 50))
+    try:
+        seen = look("SightOfLimit-v0", "sync")
+    finally:
+        gymnasium.registry.pop("SightOfLimit-v0")
+    assert not seen.falls and not seen.sparse and seen.time_limit is None
+
+
 class Failing(Paid):
     def step(self, action):
         if self.steps == 90:
