@@ -48,10 +48,10 @@ class Sight:
     """The action 0, again and again for up to 256 steps, ends no episode and is rewarded the same each time: what a
     reward is for has to be found first."""
     falls: bool = False
-    """The action 0, again and again, ends an episode within these steps, and no time limit does: a robot that has to
-    keep upright, or a lander above the ground."""
-    # Both are looked for where actions are continuous. They are False where an environment fails or takes long, and for
-    # a vector that was handed in ready-made, which is the caller's to step.
+    """The action 0, again and again, terminates an episode within these steps (truncation does not count): a robot
+    that has to keep upright, or a lander above the ground. A goal that is reached so counts as well."""
+    # Both are looked for where actions are continuous. They are False where nobody asks (`watches`), where an
+    # environment fails or takes long, and for a vector that was handed in ready-made, which is the caller's to step.
 
 
 class Idle(NamedTuple):
@@ -125,8 +125,11 @@ def _do_nothing(env: Environments, limit: int) -> Idle:
 
 
 def _watch(env: Environments, limit: int, deadline: float) -> Idle:
-    """The action 0 until an episode ends, or shortly before the time limit."""
-    nothing = torch.zeros(env.num_envs, *env.single_action_space.shape)
+    """The action 0 until an episode ends, for at most WATCH_STEPS, up to the step before the time limit, and until the
+    deadline."""
+    space = env.single_action_space
+    assert isinstance(space, spaces.Box)
+    nothing = torch.zeros(env.num_envs, *space.shape)
     env.reset(seed=SEED)
     steps = min(limit - 1, WATCH_STEPS)
     rewards = []

@@ -48,7 +48,7 @@ def memory(sight: Sight, given: Mapping[str, Any]) -> list[Choice]:
     """For a policy that remembers, whose defaults fit discrete actions otherwise."""
     if sight.actions == "continuous":
         follow = Choice({"lr_schedule": "kl"}, "continuous actions: steps as large as the policy bears")
-        return [follow, FAR] if _needs_wide_noise(sight) else [follow]
+        return [follow, FAR] if _reward_is_far(sight) else [follow]
     return [Choice({"target_kl": 0.08}, "discrete actions: no epoch after one that moved the policy far")]
 
 
@@ -86,20 +86,20 @@ def _continuous(sight: Sight, given: Mapping[str, Any]) -> list[Choice]:
     passes = {"update_epochs": epochs, "num_minibatches": _minibatches(rollout, 128, 16)}
     rate = {"lr_schedule": "kl", "learning_rate": 3e-4, "desired_kl": 0.015}
     size_of_updates = "as large as the policy bears"
-    # With one number, as of a pendulum, more of both only takes longer (LOG.md).
-    may_fall = sight.falls and sight.action_size > 1
-    if may_fall:
+    # With one number, as of a pendulum, the noise is as wide already, and smaller updates only take longer (LOG.md).
+    needs_balance = sight.falls and sight.action_size > 1
+    if needs_balance:
         rate["desired_kl"] = 0.01
-        size_of_updates = "as large as what may fall bears"
+        size_of_updates = "smaller ones for what falls if nothing is done"
     choices = [
         Choice(rollout, "continuous actions: small rollouts"),
         Choice({**passes, **rate}, f"many small updates from each, {size_of_updates}"),
         Choice({"ent_coef": 0.0}, "a deviation that is learned without a bonus"),
     ]
     limit = sight.time_limit
-    if _needs_wide_noise(sight):
+    if _reward_is_far(sight):
         return [*choices, FAR]
-    choices.append(_wide_noise(sight) if may_fall else _noise(sight))
+    choices.append(_full_noise(sight) if needs_balance else _noise(sight))
     if limit is not None and limit <= SHORT:
         choices.append(Choice({"gamma": 0.95}, f"episodes of {limit} steps: what comes soon counts"))
     return choices
@@ -115,14 +115,14 @@ def _noise(sight: Sight) -> Choice:
     return Choice(noise, f"actions of {numbers} within ±{sight.reach:g}: noise of that size")
 
 
-def _wide_noise(sight: Sight) -> Choice:
+def _full_noise(sight: Sight) -> Choice:
     """As wide as actions reach, for what falls while nothing is done. With less, or with larger steps of the policy,
     the noise is gone before anything better than standing still is found (LOG.md)."""
     noise = {"log_std_init": round(math.log(sight.reach), 2) + 0.0}
     return Choice(noise, "what falls if nothing is done: with less noise it learns to stand still")
 
 
-def _needs_wide_noise(sight: Sight) -> bool:
+def _reward_is_far(sight: Sight) -> bool:
     """Whether small noise, drawn anew in each step, would find no reward."""
     # With more numbers it need not be larger, since one of them finds something (LOG.md: of five such tasks more noise
     # helps one, and harms two).

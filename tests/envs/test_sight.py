@@ -141,6 +141,11 @@ def test_doing_nothing_tells_whether_rewards_are_sparse_and_what_falls(
     assert all(np.array_equal(action, [0]) for action in made.actions)
 
 
+def test_a_limit_may_be_written_as_a_float() -> None:
+    seen = look("Pendulum-v1", env_kwargs={"max_episode_steps": 50.0})
+    assert seen.time_limit == 50 and isinstance(seen.time_limit, int)
+
+
 def test_a_time_limit_that_nobody_told_of_is_no_fall() -> None:
     class Limited(Paid):
         """Ends by a limit of its own."""

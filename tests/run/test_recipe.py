@@ -183,7 +183,7 @@ def test_what_falls_gets_more_noise_and_smaller_steps() -> None:
 
 def test_a_robot_that_falls_is_seen_to_before_training() -> None:
     said = "\n".join(settle.what_is_set(Args(env_id="Walker2d-v5", backend="envpool")))
-    assert "as what may fall bears" in said and "--desired-kl" not in said  # 0.01 is the default
+    assert "smaller ones for what falls" in said and "--desired-kl" not in said  # 0.01 is the default
     args, _ = settle.settle(Args(env_id="Walker2d-v5", backend="envpool", log_std_init=0.5, gamma=0.98))
     assert (args.desired_kl, args.log_std_init) == (0.01, 0.5)
 
