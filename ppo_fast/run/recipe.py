@@ -86,7 +86,8 @@ def _continuous(sight: Sight, given: Mapping[str, Any]) -> list[Choice]:
     passes = {"update_epochs": epochs, "num_minibatches": _minibatches(rollout, 128, 16)}
     rate = {"lr_schedule": "kl", "learning_rate": 3e-4, "desired_kl": 0.015}
     size_of_updates = "as large as the policy bears"
-    # With one number, as of a pendulum, the noise is as wide already, and smaller updates only take longer (LOG.md).
+    # With one number, as of an inverted pendulum, the noise is as wide already, and smaller updates seem only to take
+    # longer (LOG.md).
     needs_balance = sight.falls and sight.action_size > 1
     if needs_balance:
         rate["desired_kl"] = 0.01
@@ -116,10 +117,10 @@ def _noise(sight: Sight) -> Choice:
 
 
 def _full_noise(sight: Sight) -> Choice:
-    """As wide as actions reach, for what falls while nothing is done. With less, or with larger steps of the policy,
-    the noise is gone before anything better than standing still is found (LOG.md)."""
+    """As wide as actions reach, for what falls while nothing is done. With less, and larger steps of the policy,
+    the noise may be gone before anything better than standing still is found (LOG.md)."""
     noise = {"log_std_init": round(math.log(sight.reach), 2) + 0.0}
-    return Choice(noise, "what falls if nothing is done: with less noise it learns to stand still")
+    return Choice(noise, "what falls if nothing is done: wide noise, lest it settle on standing still")
 
 
 def _reward_is_far(sight: Sight) -> bool:
