@@ -54,11 +54,14 @@ class Sight:
     # environment fails or takes long, and for a vector that was handed in ready-made, which is the caller's to step.
 
 
-class Idle(NamedTuple):
-    """What doing nothing leads to, as in Sight."""
+class Watched(NamedTuple):
+    """What doing nothing led to, as in Sight."""
 
     sparse: bool
     falls: bool
+
+
+NOTHING_SEEN = Watched(sparse=False, falls=False)
 
 
 def look(
@@ -92,7 +95,7 @@ def look(
             actions, action_size = "discrete", int(getattr(space, "n", 1))
         limit = step_limit(env, options.get("env_kwargs") or {})
         may_watch = watches and actions == "continuous" and not handed.is_ready_made(env_id)
-        idle = _do_nothing(env, limit or WATCH_STEPS + 1) if may_watch else Idle(sparse=False, falls=False)
+        watched = _do_nothing(env, limit or WATCH_STEPS + 1) if may_watch else NOTHING_SEEN
         return Sight(
             actions=actions,
             action_size=action_size,
@@ -100,8 +103,8 @@ def look(
             observation_size=math.prod(env.single_observation_space.shape),
             time_limit=limit,
             reach=_reach(env.own_spaces) if actions == "continuous" else 1.0,
-            sparse=idle.sparse,
-            falls=idle.falls,
+            sparse=watched.sparse,
+            falls=watched.falls,
         )
     finally:
         env.close()
@@ -116,15 +119,15 @@ def _reach(own: OwnSpaces) -> float:
     return float(f"{np.exp(np.log(reach).mean()):.6g}") if len(reach) else 1.0
 
 
-def _do_nothing(env: Environments, limit: int) -> Idle:
-    """See Idle. Whether a fault ends the training is for the training to say: --env-restarts may save it."""
+def _do_nothing(env: Environments, limit: int) -> Watched:
+    """See Watched. Whether a fault ends the training is for the training to say: --env-restarts may save it."""
     try:
         return _watch(env, limit, time.monotonic() + WATCH_SECONDS)
     except EnvironmentFault:
-        return Idle(sparse=False, falls=False)
+        return NOTHING_SEEN
 
 
-def _watch(env: Environments, limit: int, deadline: float) -> Idle:
+def _watch(env: Environments, limit: int, deadline: float) -> Watched:
     """The action 0 until an episode ends, for at most WATCH_STEPS, up to the step before the time limit, and until the
     deadline."""
     space = env.single_action_space
@@ -132,12 +135,15 @@ def _watch(env: Environments, limit: int, deadline: float) -> Idle:
     nothing = torch.zeros(env.num_envs, *space.shape)
     env.reset(seed=SEED)
     steps = min(limit - 1, WATCH_STEPS)
-    rewards = []
+    first_reward = None
+    all_the_same = True
     for _ in range(steps):
         _, reward, terminated, truncated, _ = env.step(nothing)
         if (terminated | truncated).any():
-            return Idle(sparse=False, falls=bool(terminated.any()))
+            return Watched(sparse=False, falls=bool(terminated.any()))
         if time.monotonic() > deadline:
-            return Idle(sparse=False, falls=False)
-        rewards.append(reward.clone())
-    return Idle(sparse=steps > 1 and all((reward == rewards[0][0]).all() for reward in rewards), falls=False)
+            return NOTHING_SEEN
+        if first_reward is None:
+            first_reward = reward[0].item()
+        all_the_same = all_the_same and bool((reward == first_reward).all())
+    return Watched(sparse=steps > 1 and all_the_same, falls=False)

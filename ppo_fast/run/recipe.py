@@ -88,8 +88,8 @@ def _continuous(sight: Sight, given: Mapping[str, Any]) -> list[Choice]:
     size_of_updates = "as large as the policy bears"
     # With one number, as of an inverted pendulum, the noise is as wide already, and smaller updates seem only to take
     # longer (LOG.md).
-    needs_balance = sight.falls and sight.action_size > 1
-    if needs_balance:
+    loses_noise_slowly = sight.falls and sight.action_size > 1
+    if loses_noise_slowly:
         rate["desired_kl"] = 0.01
         size_of_updates = "smaller ones for what falls if nothing is done"
     choices = [
@@ -100,7 +100,7 @@ def _continuous(sight: Sight, given: Mapping[str, Any]) -> list[Choice]:
     limit = sight.time_limit
     if _reward_is_far(sight):
         return [*choices, FAR]
-    choices.append(_full_noise(sight) if needs_balance else _noise(sight))
+    choices.append(_full_noise(sight) if loses_noise_slowly else _noise(sight))
     if limit is not None and limit <= SHORT:
         choices.append(Choice({"gamma": 0.95}, f"episodes of {limit} steps: what comes soon counts"))
     return choices
