@@ -100,27 +100,24 @@ def _continuous(sight: Sight, given: Mapping[str, Any]) -> list[Choice]:
     limit = sight.time_limit
     if _reward_is_far(sight):
         return [*choices, FAR]
-    choices.append(_full_noise(sight) if loses_noise_slowly else _noise(sight))
+    choices.append(_noise(sight, wide=loses_noise_slowly))
     if limit is not None and limit <= SHORT:
         choices.append(Choice({"gamma": 0.95}, f"episodes of {limit} steps: what comes soon counts"))
     return choices
 
 
-def _noise(sight: Sight) -> Choice:
+def _noise(sight: Sight, wide: bool) -> Choice:
     """How far actions are varied at the start: the more numbers, the less each, and none by less than a third of its
     reach."""
-    # The norm of the noise is that of one number's, for up to seven. A humanoid would hardly move with so little.
-    log_deviation = max(-0.5 * math.log(max(sight.action_size, 1)), -1.0)
+    # With a power of -0.5, the norm of the noise is that of one number's, for up to seven: a humanoid would hardly move
+    # with so little. What falls needs more: all of it may be gone before anything better than standing still is found.
+    # With still more, walking is found late (LOG.md).
+    power = -0.25 if wide else -0.5
+    log_deviation = max(power * math.log(max(sight.action_size, 1)), -1.0)
     noise = {"log_std_init": round(log_deviation + math.log(sight.reach), 2) + 0.0}  # 0.0 instead of -0.0
     numbers = "one number" if sight.action_size == 1 else f"{sight.action_size} numbers"
-    return Choice(noise, f"actions of {numbers} within ±{sight.reach:g}: noise of that size")
-
-
-def _full_noise(sight: Sight) -> Choice:
-    """As wide as actions reach, for what falls while nothing is done. With less, and larger steps of the policy,
-    the noise may be gone before anything better than standing still is found (LOG.md)."""
-    noise = {"log_std_init": round(math.log(sight.reach), 2) + 0.0}
-    return Choice(noise, "what falls if nothing is done: wide noise, lest it settle on standing still")
+    size = "of that size, and wider for what falls" if wide else "of that size"
+    return Choice(noise, f"actions of {numbers} within ±{sight.reach:g}: noise {size}")
 
 
 def _reward_is_far(sight: Sight) -> bool:
