@@ -69,6 +69,11 @@ class Environments(Part, Protocol):
     pure: bool  # whether `advance` is a pure function of tensors, which can be compiled, captured and replayed
 
     @property
+    def resets_singly(self) -> bool:
+        """Whether some environments can begin new episodes while others go on."""
+        ...
+
+    @property
     def single_observation_space(self) -> spaces.Box:
         """Of one environment, float32."""
         ...
@@ -100,6 +105,11 @@ class Environments(Part, Protocol):
 
     def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[torch.Tensor, dict]:
         """Start new episodes, from this seed or going on with the random numbers: obs (N, *S) and an empty info."""
+        ...
+
+    def stagger(self, lengths: np.ndarray) -> None:
+        """From the next reset of all on, truncate first episodes at these lengths (N,), in steps. `resets_singly` has
+        to hold."""
         ...
 
     def restart(self) -> torch.Tensor:

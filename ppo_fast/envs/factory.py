@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any
 
 import gymnasium
+import numpy as np
 import torch
 from gymnasium import error
 from gymnasium.envs.registration import EnvSpec
@@ -72,6 +73,7 @@ def make(
     action_bounds: ActionBounds = "clip",
     hide: Sequence[int] = (),
     env_kwargs: Mapping[str, Any] | None = None,
+    stagger_resets: bool = False,
     **more_kwargs: Any,
 ) -> TensorVectorEnv | HostVectorEnv | HostGroups:
     """Make N environments behind the contract of ppo_fast.envs.
@@ -95,6 +97,9 @@ def make(
         hide: numbers of a flat observation that are left out of it.
         env_kwargs: for the environment, e.g. `max_episode_steps`; `render_mode` needs the sync or envpool backend, and
             `auto` picks sync then.
+        stagger_resets: truncate first episodes, those after a reset of all, at lengths spread over the time limit.
+            Otherwise environments whose episodes all last as long stay at the same step of them, and a rollout shorter
+            than an episode shows the policy one part of it after the other (Bharthulwar et al. 2025, arXiv 2511.21011).
         more_kwargs: the same, and these win.
 
     Returns:
@@ -102,7 +107,8 @@ def make(
         env_id. Those of sync, async and envpool raise EnvironmentFault where they know which one failed.
 
     Raises:
-        ValueError: naming --env-id, --env-kwargs, --num-envs, --backend, --env-groups or --hide, in one line.
+        ValueError: naming --env-id, --env-kwargs, --num-envs, --backend, --env-groups, --hide or --stagger-resets, in
+            one line.
         EnvironmentFault: when an environment's code raises, dies or hangs while it is imported or made.
     """
     if isinstance(num_envs, bool) or not isinstance(num_envs, int) or num_envs < 1:
@@ -113,7 +119,29 @@ def make(
     wanted = _Wanted(
         env_id, num_envs, torch.device(device), backend, timeout, num_workers, kwargs, action_bounds, tuple(hide)
     )
-    return _make_one(wanted) if groups == 1 else _make_groups(wanted, groups)
+    envs = _make_one(wanted) if groups == 1 else _make_groups(wanted, groups)
+    if stagger_resets:
+        try:
+            envs.stagger(_first_lengths(envs, kwargs))
+        except ValueError:
+            envs.close()
+            raise
+    return envs
+
+
+def _first_lengths(envs: TensorVectorEnv | HostVectorEnv | HostGroups, env_kwargs: Mapping[str, Any]) -> np.ndarray:
+    """Steps of the first episode of each environment, (N,): spread evenly over the time limit, the last one's whole.
+
+    Raises:
+        ValueError: naming --stagger-resets, where they can't end so.
+    """
+    limit = keywords.step_limit(envs.parts[0].envs if isinstance(envs, HostGroups) else envs, env_kwargs)
+    if limit is None:
+        advice = "--env-kwargs max_episode_steps=1000 gives it one"
+        raise ValueError(f"--stagger-resets: {envs.spec_id} has no time limit that is known; {advice}")
+    if not envs.resets_singly:
+        raise ValueError(f"--stagger-resets: the vector of {envs.spec_id} can't reset some environments alone")
+    return np.maximum(limit * np.arange(1, envs.num_envs + 1) // envs.num_envs, 1)
 
 
 def _make_groups(wanted: _Wanted, groups: int) -> HostGroups:

@@ -107,6 +107,16 @@ class HostGroups(VectorEnv):
         self.observation_space = batch_space(self.single_observation_space, self.num_envs)
         self.action_space = batch_space(self.single_action_space, self.num_envs)
 
+    @property
+    def resets_singly(self) -> bool:
+        """Whether some environments can begin new episodes while others go on."""
+        return self.parts[0].envs.resets_singly
+
+    def stagger(self, lengths: np.ndarray) -> None:
+        """From the next reset of all on, truncate first episodes at these lengths (N,), as HostVectorEnv.stagger."""
+        for part in self.parts:
+            part.envs.stagger(lengths[part.rows])
+
     def spread(self, seed: int | None) -> Any:
         """One seed for each environment, as HostVectorEnv.spread."""
         return None if seed is None else spread_seeds(seed, self.num_envs)

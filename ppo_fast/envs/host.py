@@ -154,6 +154,9 @@ class HostVectorEnv(VectorEnv):
         self._restarts = 0
         self._pending: np.ndarray | None = None
         self._steps = 0  # that were made or begun
+        self._first_lengths: np.ndarray | None = None  # see `stagger`
+        # (N,) int64, the step at which the first episode of each is to end, 0 where it has; None where all have.
+        self._end_at: np.ndarray | None = None
 
     def reset(
         self, *, seed: int | list[int] | None = None, options: dict[str, Any] | None = None
@@ -192,6 +195,17 @@ class HostVectorEnv(VectorEnv):
         self._previous = None
         seed = None if self._seed is None else restart_seed(self._seed, self._restarts)
         return self._begin(seed, None)
+
+    @property
+    def resets_singly(self) -> bool:
+        """Whether some environments can begin new episodes while others go on."""
+        return self._is_ours or self._mode is AutoresetMode.DISABLED
+
+    def stagger(self, lengths: np.ndarray) -> None:
+        """From the next reset of all on, truncate first episodes at these lengths (N,), in steps; `resets_singly` has
+        to hold."""
+        assert self.resets_singly
+        self._first_lengths = lengths
 
     def step(self, actions: torch.Tensor | np.ndarray) -> StepResult:
         """Step every environment with actions (N,) or (N, A); Box actions get into their bounds.
@@ -315,14 +329,18 @@ class HostVectorEnv(VectorEnv):
     def _begin(self, seed: int | list[int] | None, options: dict[str, Any] | None) -> torch.Tensor:
         """Start new episodes: the observations (N, *S)."""
         seeds = self.spread(seed)
-        mask = True if options is None else options.get("reset_mask", True)
+        mask = np.asarray(True if options is None else options.get("reset_mask", True), dtype=bool)
         try:
             own_options = None if options is None else dict(options)
             obs, info = begun(self._theirs.call(self.envs.reset, seed=seeds, options=own_options))
             encoded = self._encode(obs, self._masks_now(info))
         except BaseException as problem:
             self._blame(problem, f"a reset after step {self._steps}" if self._steps else FIRST_RESET)
-        self._ended &= ~np.asarray(mask, dtype=bool)
+        self._ended &= ~mask
+        if mask.all():
+            self._end_at = None if self._first_lengths is None else self._steps + self._first_lengths
+        elif self._end_at is not None:
+            self._end_at[mask] = 0
         return self._seen(self._staging.send(encoded))
 
     def _finish(self) -> Step:
@@ -334,6 +352,8 @@ class HostVectorEnv(VectorEnv):
             else:  # without a look at the settings, which takes some microseconds
                 result = self._step()
             rows = self._rows_of(result)
+            if self._end_at is not None:
+                rows = self._end_first(rows, self._end_at)
         except BaseException as problem:
             self._blame(problem, f"step {self._steps}")
         return self._send(rows)
@@ -408,14 +428,32 @@ class HostVectorEnv(VectorEnv):
         done = rows.done
         if not done.any():
             return rows
-        which = np.flatnonzero(done)
-        fresh = rows.obs.clone()
+        return rows._replace(obs=self._begun_anew(rows.obs, done), final_obs=rows.obs)
+
+    def _end_first(self, rows: _Rows, end_at: np.ndarray) -> _Rows:
+        """Truncate the first episodes that are to end at this step (see `stagger`)."""
+        end_at[rows.done] = 0  # they have ended by themselves
+        due = end_at == self._steps
+        end_at[due] = 0
+        if not end_at.any():
+            self._end_at = None
+        if not due.any():
+            return rows
+        return rows._replace(
+            obs=self._begun_anew(rows.obs, due),
+            truncated=np.logical_or(rows.truncated, due),
+            final_obs=rows.obs if rows.final_obs is None else rows.final_obs,
+        )
+
+    def _begun_anew(self, obs: torch.Tensor, mask: np.ndarray) -> torch.Tensor:
+        """New episodes where mask (N,) holds: obs (N, *S) with their first observations, as new memory."""
+        fresh = obs.clone()
         try:
-            obs, info = begun(self._theirs.call(self.envs.reset, options={"reset_mask": done.copy()}))
-            fresh.numpy()[done] = self._encode(obs, self._masks_now(info), which).numpy()
+            first, info = begun(self._theirs.call(self.envs.reset, options={"reset_mask": mask.copy()}))
+            fresh.numpy()[mask] = self._encode(first, self._masks_now(info), np.flatnonzero(mask)).numpy()
         except BaseException as problem:
             self._blame(problem, f"a reset after step {self._steps}")
-        return rows._replace(obs=fresh, final_obs=rows.obs)
+        return fresh
 
     def _final_obs(self, info: dict[str, Any], done: np.ndarray, encoded: torch.Tensor) -> torch.Tensor:
         """The true successors (N, *S): `encoded` with the final observations where `done`."""

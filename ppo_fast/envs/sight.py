@@ -50,8 +50,11 @@ class Sight:
     falls: bool = False
     """The action 0, again and again, terminates an episode within these steps (truncation does not count): a robot
     that has to keep upright, or a lander above the ground. A goal that is reached so counts as well."""
-    # Both are looked for where actions are continuous. They are False where nobody asks (`watches`), where an
-    # environment fails or takes long, and for a vector that was handed in ready-made, which is the caller's to step.
+    resets_singly: bool = False
+    """Some environments can begin new episodes while others go on."""
+    # `sparse` and `falls` are looked for where actions are continuous. They are False where nobody asks (`watches`),
+    # where an environment fails or takes long, and for a vector that was handed in ready-made, which is the caller's to
+    # step.
 
 
 class Watched(NamedTuple):
@@ -78,7 +81,7 @@ def look(
         ValueError: as `make` does.
         EnvironmentFault: as `make` does.
     """
-    options.pop("groups", None)
+    options = {name: value for name, value in options.items() if name not in ("groups", "stagger_resets")}
     try:
         env = factory.make(env_id, 1, "cpu", backend, **options)
     except EnvironmentFault:
@@ -105,6 +108,7 @@ def look(
             reach=_reach(env.own_spaces) if actions == "continuous" else 1.0,
             sparse=watched.sparse,
             falls=watched.falls,
+            resets_singly=env.resets_singly,
         )
     finally:
         env.close()

@@ -53,6 +53,7 @@ class TensorVectorEnv(VectorEnv):
     state_names: tuple[str, ...] = ("physics", "elapsed")
     # n where the last n columns of the observation say which of n actions are allowed (1) and which not (0).
     mask_size: int = 0
+    resets_singly = True
     # Columns of `observation` that are not seen: see `hide`.
     hidden: ClassVar[tuple[int, ...]] = ()
     # Uniform [0, 1) numbers that initial_state and transition consume, per env and step.
@@ -87,6 +88,8 @@ class TensorVectorEnv(VectorEnv):
         self._to_box: BoxMap[torch.Tensor] | None = None
         self.bound_actions("clip")
         self._limit: int | None = None  # of steps, beside the environment's own: see `limit_steps`
+        # (N,) int32, steps that are counted as made when all are reset; None for no steps. See `stagger`.
+        self._steps_ahead: torch.Tensor | None = None
         self._kept: torch.Tensor | None = None  # columns of the observation that are seen; None for all
         # What the environment itself shows, and which columns of that are left.
         self._own_observation_space = single_observation_space
@@ -124,6 +127,12 @@ class TensorVectorEnv(VectorEnv):
         self.max_episode_steps = min(self.max_episode_steps, limit)
         if "limited" not in self.state_names:
             self.state_names = (*self.state_names, "limited")
+
+    def stagger(self, lengths: np.ndarray) -> None:
+        """From the next reset of all on, truncate first episodes at these lengths (N,), in steps."""
+        self.limit_steps(self.max_episode_steps)
+        lengths_here = torch.as_tensor(lengths, dtype=torch.int32, device=self.device)
+        self._steps_ahead = self.max_episode_steps - lengths_here
 
     def bound_actions(self, bounds: ActionBounds) -> None:
         """How Box actions get into their bounds from now on (see actions.py); at first they are clipped."""
@@ -242,6 +251,8 @@ class TensorVectorEnv(VectorEnv):
         state = self._first_state(self.draw_noise(1)[0, :, self.step_noise_size :])
         if mask is not None:
             state = _where(mask, state, self.state)
+        elif self._steps_ahead is not None:
+            state = (*state[:-1], self._steps_ahead.clone())
         self.state = state
         return self._shown(state).clone(), {}
 

@@ -98,6 +98,10 @@ def _continuous(sight: Sight, given: Mapping[str, Any]) -> list[Choice]:
         Choice({"ent_coef": 0.0}, "a deviation that is learned without a bonus"),
     ]
     limit = sight.time_limit
+    # What ends at different times by itself need not be told to.
+    if limit is not None and limit > rollout["num_steps"] and sight.resets_singly and not sight.falls:
+        stagger = {"stagger_resets": rollout["num_envs"] > 1}
+        choices.append(Choice(stagger, f"episodes of {limit} steps: not all at the same one of them"))
     if _reward_is_far(sight):
         return [*choices, FAR]
     choices.append(_noise(sight, wide=loses_noise_slowly))
@@ -156,6 +160,7 @@ VECTORS = Recipe(
         "clip_vloss": True,
         "ent_coef": 0.01,
         "log_std_init": 0.0,
+        "stagger_resets": False,
     },
 )
 MEMORY = Recipe(memory, {"lr_schedule": "linear", "target_kl": None, "gamma": 0.99, "log_std_init": 0.5})

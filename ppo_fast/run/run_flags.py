@@ -26,7 +26,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
         "capture_video",
     ),
     "environment": (
-        *("env_id", "env_kwargs", "backend", "action_bounds", "hide"),
+        *("env_id", "env_kwargs", "backend", "action_bounds", "hide", "stagger_resets"),
         *("env_groups", "env_timeout", "env_restarts"),
     ),
     "tracking": (
@@ -73,6 +73,8 @@ class RunFlags:
     """clip actions to their bounds, map them there from [-1, 1], or auto: map only to bounds unlike a policy's range"""
     hide: Annotated[tuple[int, ...], Range(0)] = ()
     """numbers of the observation that the policy is not shown: --hide 1 3 of CartPole leaves position and angle"""
+    stagger_resets: bool = False
+    """truncate each environment's first episode at another length, so that they are not at the same step for ever"""
     total_timesteps: Annotated[int, Range(1)] = 500_000
     """environment steps, all environments together"""
     exp_name: str = ""
@@ -161,4 +163,5 @@ class RunFlags:
     @property
     def env_options(self) -> dict[str, Any]:
         """What `ppo_fast.envs.make` takes of them besides the environment and the backend."""
-        return {"timeout": self.env_timeout, "groups": self.env_groups, **env_view(vars(self))}
+        own = {"timeout": self.env_timeout, "groups": self.env_groups, "stagger_resets": self.stagger_resets}
+        return {**own, **env_view(vars(self))}
