@@ -50,8 +50,8 @@ class Sight:
     falls: bool = False
     """The action 0, again and again, terminates an episode within these steps (truncation does not count): a robot
     that has to keep upright, or a lander above the ground. A goal that is reached so counts as well."""
-    resets_singly: bool = False
-    """Some environments can begin new episodes while others go on."""
+    resets_singly: bool = True
+    """Whether some environments can begin new episodes while others go on."""
     # `sparse` and `falls` are looked for where actions are continuous. They are False where nobody asks (`watches`),
     # where an environment fails or takes long, and for a vector that was handed in ready-made, which is the caller's to
     # step.

@@ -24,11 +24,12 @@ ACTIONS: list[tuple[Literal["discrete", "continuous"], int]] = [("discrete", 2),
 OBSERVATIONS: list[tuple[Literal["table", "numbers"], int]] = [("table", 16), ("numbers", 3), ("numbers", 376)]
 IDLE = {"discrete": ((False, False),), "continuous": ((False, False), (True, False), (False, True))}  # sparse, falls
 KINDS = [
-    Sight(actions, action_size, observation, observation_size, limit, 2.0 if action_size == 1 else 1.0, sparse, falls)
+    Sight(actions, action_size, observation, observation_size, limit, reach, sparse, falls)
     for actions, action_size in ACTIONS
     for observation, observation_size in OBSERVATIONS
     for limit in (None, 20, 200, 1000, 27_000)
     for sparse, falls in IDLE[actions]
+    for reach in ((2.0,) if action_size == 1 else (1.0,))
 ]
 
 
@@ -117,6 +118,7 @@ def test_a_seed_chooses_the_same_each_time() -> None:
 def test_it_never_looks_at_a_name() -> None:
     assert {field.name for field in fields(Sight)} == {
         *("actions", "action_size", "observation", "observation_size", "time_limit", "reach", "sparse", "falls"),
+        "resets_singly",
     }
 
 
@@ -181,6 +183,22 @@ def test_what_falls_gets_more_noise_and_smaller_steps() -> None:
     assert (upright["log_std_init"], upright["desired_kl"]) == (-0.55, 0.015)
 
 
+def test_what_lasts_as_long_each_time_is_staggered() -> None:
+    """Unless a rollout holds whole episodes, they end by themselves, or can't be ended one by one."""
+    seen = Sight("continuous", 6, "numbers", 17, 1000)
+    assert chosen(seen)["stagger_resets"]
+    assert not chosen(seen, num_envs=1).get("stagger_resets")
+    for other in (
+        replace(seen, time_limit=None),
+        replace(seen, time_limit=128),
+        replace(seen, falls=True),
+        replace(seen, resets_singly=False),
+        replace(seen, actions="discrete"),
+    ):
+        assert "stagger_resets" not in chosen(other)
+    assert chosen(replace(seen, action_size=1, sparse=True))["stagger_resets"]
+
+
 def test_a_robot_that_falls_is_seen_to_before_training() -> None:
     said = "\n".join(settle.what_is_set(Args(env_id="Walker2d-v5", backend="envpool")))
     assert "smaller ones for what falls" in said and "--desired-kl" not in said  # 0.01 is the default
@@ -212,7 +230,7 @@ def test_a_default_that_a_copy_changes_stays() -> None:
 def test_a_copy_may_lack_a_flag(program: ModuleType) -> None:
     """Of an older version of the program, say."""
     plumbing = {field.name for field in fields(RunFlags)}
-    for missing in set(program.Args.by_kind.defaults) - {"num_envs"}:  # without which nothing is looked at
+    for missing in set(program.Args.by_kind.defaults) - plumbing - {"num_envs"}:  # without which nothing is looked at
         own = [(x.name, x.type, x) for x in fields(program.Args) if x.name not in {*plumbing, missing}]
         older = make_dataclass("Older", own, bases=(RunFlags,), namespace={"by_kind": program.Args.by_kind})
         args, _ = settle.settle(older(env_id="FrozenLake-v1"))
