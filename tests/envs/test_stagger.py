@@ -184,7 +184,8 @@ def test_first_observations_come_with_their_masks() -> None:
 
 @pytest.mark.fitted
 def test_the_recipe_says_why_and_nobody_else_plays_with_it() -> None:
-    settled, beginning = settle.settle(Args(env_id="Pendulum-v1", recipe=True))
+    args = Args(env_id="Pendulum-v1", recipe=True, env_kwargs={"max_episode_steps": 1000})
+    settled, beginning = settle.settle(args)
     assert settled.stagger_resets
-    assert "--stagger-resets (episodes of 200 steps" in "\n".join(beginning.notes)
+    assert "--stagger-resets (episodes of 1000 steps" in "\n".join(beginning.notes)
     assert "stagger_resets" in settled.env_options and "stagger_resets" not in env_view(vars(settled))
