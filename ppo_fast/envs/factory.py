@@ -4,6 +4,7 @@ import contextlib
 import difflib
 import importlib
 import multiprocessing
+import os
 import re
 import warnings
 from collections.abc import Callable, Collection, Mapping, Sequence
@@ -123,25 +124,33 @@ def make(
     if stagger_resets:
         try:
             envs.stagger(_first_lengths(envs, kwargs))
-        except ValueError:
+        except BaseException:  # also of a signal: no worker may be left behind
             envs.close()
             raise
     return envs
 
 
 def _first_lengths(envs: TensorVectorEnv | HostVectorEnv | HostGroups, env_kwargs: Mapping[str, Any]) -> np.ndarray:
-    """Steps of the first episode of each environment, (N,): spread evenly over the time limit, the last one's whole.
+    """Steps of the first episode of each environment, (N,): those of all processes of torchrun together are spread
+    evenly over the time limit, the last one's whole.
 
     Raises:
         ValueError: naming --stagger-resets, where they can't end so.
     """
     limit = keywords.step_limit(envs.parts[0].envs if isinstance(envs, HostGroups) else envs, env_kwargs)
+    if limit is not None and isinstance(envs, TensorVectorEnv):
+        limit = min(limit, envs.max_episode_steps)  # a longer one than its own has no effect
     if limit is None:
         advice = "--env-kwargs max_episode_steps=1000 gives it one"
         raise ValueError(f"--stagger-resets: {envs.spec_id} has no time limit that is known; {advice}")
     if not envs.resets_singly:
         raise ValueError(f"--stagger-resets: the vector of {envs.spec_id} can't reset some environments alone")
-    return np.maximum(limit * np.arange(1, envs.num_envs + 1) // envs.num_envs, 1)
+    rank, processes = (int(os.environ.get(name, default)) for name, default in (("RANK", "0"), ("WORLD_SIZE", "1")))
+    total = envs.num_envs * processes
+    if total == 1:
+        raise ValueError("--stagger-resets: needs more than one environment")
+    place = np.arange(envs.num_envs) * processes + rank + 1  # of each among those of all processes, from 1
+    return np.maximum(limit * place // total, 1)
 
 
 def _make_groups(wanted: _Wanted, groups: int) -> HostGroups:

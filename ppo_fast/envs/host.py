@@ -329,7 +329,8 @@ class HostVectorEnv(VectorEnv):
     def _begin(self, seed: int | list[int] | None, options: dict[str, Any] | None) -> torch.Tensor:
         """Start new episodes: the observations (N, *S)."""
         seeds = self.spread(seed)
-        mask = np.asarray(True if options is None else options.get("reset_mask", True), dtype=bool)
+        given_mask = None if options is None else options.get("reset_mask")
+        mask = np.asarray(True if given_mask is None else given_mask, dtype=bool)
         try:
             own_options = None if options is None else dict(options)
             obs, info = begun(self._theirs.call(self.envs.reset, seed=seeds, options=own_options))
@@ -337,8 +338,10 @@ class HostVectorEnv(VectorEnv):
         except BaseException as problem:
             self._blame(problem, f"a reset after step {self._steps}" if self._steps else FIRST_RESET)
         self._ended &= ~mask
-        if mask.all():
+        if given_mask is None:
             self._end_at = None if self._first_lengths is None else self._steps + self._first_lengths
+        elif seed is not None:  # which may have begun all of them anew
+            self._end_at = None
         elif self._end_at is not None:
             self._end_at[mask] = 0
         return self._seen(self._staging.send(encoded))

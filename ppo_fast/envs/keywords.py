@@ -43,10 +43,10 @@ def step_limit(envs: Any, env_kwargs: Mapping[str, Any]) -> int | None:
     """
     asked = env_kwargs.get(LIMIT)
     if asked is not None:
-        return None if asked == -1 else int(asked)  # 200.0 is taken, too
+        return None if asked == -1 or asked >= UNLIMITED else int(asked)  # 200.0 is taken, too
     spec = gymnasium.registry.get(envs.spec_id.rpartition(":")[2])
     own = [getattr(each, LIMIT, None) for each in (envs, getattr(envs, "envs", None), spec)]
-    return next((limit for limit in own if limit), None)
+    return next((limit for limit in own if limit and limit < UNLIMITED), None)
 
 
 def of_vector(env_kwargs: Mapping[str, Any]) -> dict[str, Any]:

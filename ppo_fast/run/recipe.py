@@ -100,7 +100,7 @@ def _continuous(sight: Sight, given: Mapping[str, Any]) -> list[Choice]:
     limit = sight.time_limit
     if _reward_is_far(sight):  # where reaching the goal ends episodes, at different times
         return [*choices, FAR]
-    if _stays_in_step(sight, rollout):
+    if _stays_in_step(sight, rollout, given["total_timesteps"]):
         choices.append(Choice({"stagger_resets": True}, f"episodes of {limit} steps: not all at the same one of them"))
     choices.append(_noise(sight, wide=loses_noise_slowly))
     if limit is not None and limit <= SHORT:
@@ -122,16 +122,17 @@ def _noise(sight: Sight, wide: bool) -> Choice:
     return Choice(noise, f"actions of {numbers} within ±{sight.reach:g}: noise {size}")
 
 
-def _stays_in_step(sight: Sight, rollout: Mapping[str, Any]) -> bool:
+def _stays_in_step(sight: Sight, rollout: Mapping[str, Any], total_timesteps: int) -> bool:
     """Whether environments that begin together go through their episodes together, each rollout seeing one part, and
     are better staggered: a swing-up learns twice as much."""
     limit = sight.time_limit
-    if limit is None or sight.falls:  # then episodes end at different times by themselves
+    if limit is None or limit * rollout["num_envs"] > total_timesteps:  # no episode is known to reach its limit
         return False
     # With more numbers than two nothing was gained, and a tenth of HalfCheetah's return lost; nor was anything for a
     # pendulum, of whose episodes a rollout holds most (LOG.md).
     is_of_use = sight.action_size <= 2 and limit > 4 * rollout["num_steps"]
-    return is_of_use and sight.resets_singly and rollout["num_envs"] > 1
+    # What falls ends at different times by itself.
+    return is_of_use and not sight.falls and sight.resets_singly and rollout["num_envs"] > 1
 
 
 def _reward_is_far(sight: Sight) -> bool:

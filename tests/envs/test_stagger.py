@@ -102,13 +102,44 @@ def test_what_ends_before_is_not_cut_any_more(kind: str, made: Callable[..., Env
         assert not truncated.any()
 
 
-def test_a_reset_of_some_ends_their_first_episode(made: Callable[..., Envs]) -> None:
-    for kind in ("tensor", "sync", "envpool"):
-        envs = made(kind, stagger_resets=True)
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_reset_of_some_ends_their_first_episode(kind: str, made: Callable[..., Envs]) -> None:
+    """All of a group or all there are, named one by one, are such a reset as well; no mask means all."""
+    envs = made(kind, stagger_resets=True)
+    for mask, expected in (
+        (np.array([True, False, True, False]), [[20], [9], [20], [19]]),
+        (np.array([True, True, False, False]), [[20], [20], [14], [19]]),
+        (np.full(N, True), [[20]] * N),
+        (None, [[5], [10], [15], [20]]),
+    ):
         envs.reset(seed=3)
         envs.step(still(envs))
-        envs.reset(options={"reset_mask": np.array([True, False, True, False])})
-        assert ends(envs, 24) == [[20], [9], [20], [19]]
+        envs.reset(options={"reset_mask": mask})
+        assert ends(envs, 20) == expected
+
+
+def test_a_seed_beside_a_mask_cuts_nothing(made: Callable[..., Envs]) -> None:
+    """An envpool begins all anew then."""
+    envs = made("envpool", stagger_resets=True)
+    envs.reset(seed=3)
+    envs.step(still(envs))
+    envs.reset(seed=4, options={"reset_mask": np.array([True, False, False, False])})
+    assert ends(envs, LIMIT) == [[LIMIT]] * N
+
+
+def test_several_processes_share_the_spread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "3")
+    lengths = []
+    for rank in range(3):
+        monkeypatch.setenv("RANK", str(rank))
+        envs = make("Pendulum-v1", 2, backend="tensor", max_episode_steps=60)
+        lengths += _first_lengths(envs, {"max_episode_steps": 60}).tolist()
+    assert sorted(lengths) == [10, 20, 30, 40, 50, 60]
+
+
+def test_a_longer_limit_than_its_own_is_not_what_counts() -> None:
+    envs = make("Pendulum-v1", N, backend="tensor", max_episode_steps=LIMIT)
+    assert _first_lengths(envs, {"max_episode_steps": 500}).tolist() == FIRST
 
 
 def test_a_vector_that_is_told_to_reset_and_one_that_resets_alone() -> None:
@@ -137,6 +168,8 @@ def test_more_environments_than_steps() -> None:
 def test_without_a_time_limit_it_is_refused() -> None:
     with pytest.raises(ValueError, match="--stagger-resets: Pendulum-v1 has no time limit that is known"):
         make("Pendulum-v1", N, backend="sync", max_episode_steps=-1, stagger_resets=True)
+    with pytest.raises(ValueError, match="--stagger-resets: needs more than one"):
+        make("Pendulum-v1", 1, stagger_resets=True)
 
 
 class _Breaks(gymnasium.Wrapper):
@@ -189,3 +222,9 @@ def test_the_recipe_says_why_and_nobody_else_plays_with_it() -> None:
     assert settled.stagger_resets
     assert "--stagger-resets (episodes of 1000 steps" in "\n".join(beginning.notes)
     assert "stagger_resets" in settled.env_options and "stagger_resets" not in env_view(vars(settled))
+
+
+@pytest.mark.fitted
+def test_what_falls_is_seen_although_all_else_is_named() -> None:
+    args = Args(env_id="MountainCarContinuous-v0", gamma=0.98, log_std_init=0.1, desired_kl=0.02)
+    assert not settle.settle(args)[0].stagger_resets

@@ -190,6 +190,7 @@ def test_what_lasts_as_long_each_time_is_staggered() -> None:
     assert not chosen(seen, num_envs=1).get("stagger_resets")
     for other in (
         replace(seen, time_limit=None),
+        replace(seen, time_limit=10**9),
         replace(seen, time_limit=4 * 128),
         replace(seen, falls=True),
         replace(seen, resets_singly=False),
