@@ -97,7 +97,9 @@ BAD_WORDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("env-kwargs",): ("size", "size 8", "=8", "a b=1", "{'a': 1", "[1, 2]", "1e999", "size=1e999", "size=[1,1e999]"),
     ("hide",): ("-1", "1.5", "position", "0 -1"),
     ("wandb-mode",): ("disabled", ""),
-    ("cuda", "track", "quiet", "capture-video", "anneal-lr", "norm-adv", "norm-obs", "norm-reward"): ("maybe",),
+    ("cuda", "track", "quiet", "capture-video", "anneal-lr", "norm-adv", "norm-obs", "norm-reward", "stagger-resets"): (
+        "maybe",
+    ),
     ("clip-vloss", "shared-backbone", "torch-deterministic"): ("2", ""),
     ("tensorboard", "wandb-artifacts", "profile", "preset", "recipe", "trust"): ("perhaps",),
 }
