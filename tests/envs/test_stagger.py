@@ -1,6 +1,7 @@
 """Staggered resets: first episodes are cut at other lengths, all that follow are whole, and nothing else is changed."""
 
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import gymnasium
@@ -11,8 +12,10 @@ from gymnasium.vector import AutoresetMode, SyncVectorEnv
 
 from ppo_fast.envs import EnvironmentFault, HostGroups, HostVectorEnv, make
 from ppo_fast.envs.factory import _first_lengths
+from ppo_fast.envs.keywords import step_limit
+from ppo_fast.envs.sight import look
 from ppo_fast.envs.tensor import TensorVectorEnv
-from ppo_fast.run import settle
+from ppo_fast.run import resume, settle
 from ppo_fast.run.run_flags import env_view
 from ppo_fast.train import Args
 
@@ -228,3 +231,36 @@ def test_the_recipe_says_why_and_nobody_else_plays_with_it() -> None:
 def test_what_falls_is_seen_although_all_else_is_named() -> None:
     args = Args(env_id="MountainCarContinuous-v0", gamma=0.98, log_std_init=0.1, desired_kl=0.02)
     assert not settle.settle(args)[0].stagger_resets
+
+
+def test_a_run_of_before_the_flag_does_not_take_it_when_it_goes_on() -> None:
+    """Its environments would not have the state that a staggered one has."""
+    saved = {name: value for name, value in vars(Args()).items() if name != "stagger_resets"}
+    wanted = Args(stagger_resets=True)
+    with pytest.raises(ValueError, match="--stagger-resets: is False in old and can't change"):
+        resume.flags(wanted, saved, Path("old"), ["stagger_resets"])
+
+
+@pytest.mark.parametrize("limit", [2**31 - 1, 10**10])
+def test_a_limit_that_means_none_is_none(limit: int) -> None:
+    """As where gymnasium's -1 is written as a number, or where a vector says so itself."""
+    envs = make("Pendulum-v1", N, backend="tensor")
+    assert isinstance(envs, TensorVectorEnv)
+    assert step_limit(envs, {"max_episode_steps": limit}) is None
+    envs.max_episode_steps, envs.spec_id = limit, "Nobody-v0"
+    assert step_limit(envs, {}) is None
+
+
+def test_a_vector_that_cannot_reset_some_is_seen_as_such() -> None:
+    made_so = {"autoreset_mode": AutoresetMode.NEXT_STEP}
+    gymnasium.register(
+        "Alone-v0",
+        vector_entry_point=lambda num_envs: SyncVectorEnv(
+            [lambda: gymnasium.make("Pendulum-v1")] * num_envs, **made_so
+        ),
+    )
+    try:
+        assert not look("Alone-v0").resets_singly
+    finally:
+        gymnasium.registry.pop("Alone-v0")
+    assert look("Pendulum-v1").resets_singly
