@@ -252,13 +252,11 @@ def test_a_limit_that_means_none_is_none(limit: int) -> None:
 
 
 def test_a_vector_that_cannot_reset_some_is_seen_as_such() -> None:
-    made_so = {"autoreset_mode": AutoresetMode.NEXT_STEP}
-    gymnasium.register(
-        "Alone-v0",
-        vector_entry_point=lambda num_envs: SyncVectorEnv(
-            [lambda: gymnasium.make("Pendulum-v1")] * num_envs, **made_so
-        ),
-    )
+    def vector(num_envs: int = 1, **_: Any) -> SyncVectorEnv:
+        pendulums = [lambda: gymnasium.make("Pendulum-v1")] * num_envs
+        return SyncVectorEnv(pendulums, autoreset_mode=AutoresetMode.NEXT_STEP)
+
+    gymnasium.register("Alone-v0", vector_entry_point=vector)
     try:
         assert not look("Alone-v0").resets_singly
     finally:
