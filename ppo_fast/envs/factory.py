@@ -99,8 +99,8 @@ def make(
         env_kwargs: for the environment, e.g. `max_episode_steps`; `render_mode` needs the sync or envpool backend, and
             `auto` picks sync then.
         stagger_resets: truncate first episodes, those after a reset of all, at lengths spread over the time limit.
-            Otherwise environments whose episodes all last as long stay at the same step of them, and a rollout shorter
-            than an episode shows the policy one part of it after the other (Bharthulwar et al. 2025, arXiv 2511.21011).
+            Otherwise environments whose episodes are all equally long stay at the same step, and each rollout shorter
+            than an episode holds only one part of it (Bharthulwar et al. 2025, arXiv 2511.21011).
         more_kwargs: the same, and these win.
 
     Returns:

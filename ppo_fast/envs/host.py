@@ -155,7 +155,7 @@ class HostVectorEnv(VectorEnv):
         self._pending: np.ndarray | None = None
         self._steps = 0  # that were made or begun
         self._first_lengths: np.ndarray | None = None  # see `stagger`
-        # (N,) int64, the step at which the first episode of each is to end, 0 where it has; None where all have.
+        # (N,) int64, the step at which each first episode is to end, 0 where none is left to cut; None where all are 0.
         self._end_at: np.ndarray | None = None
 
     def reset(
@@ -340,7 +340,7 @@ class HostVectorEnv(VectorEnv):
         self._ended &= ~mask
         if given_mask is None:
             self._end_at = None if self._first_lengths is None else self._steps + self._first_lengths
-        elif seed is not None:  # which may have begun all of them anew
+        elif seed is not None:  # a seeded reset may ignore the mask: then nothing is cut any more
             self._end_at = None
         elif self._end_at is not None:
             self._end_at[mask] = 0

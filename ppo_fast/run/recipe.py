@@ -88,8 +88,8 @@ def _continuous(sight: Sight, given: Mapping[str, Any]) -> list[Choice]:
     size_of_updates = "as large as the policy bears"
     # With one number, as of an inverted pendulum, the noise is as wide already, and smaller updates seem only to take
     # longer (LOG.md).
-    loses_noise_slowly = sight.falls and sight.action_size > 1
-    if loses_noise_slowly:
+    falls_with_several = sight.falls and sight.action_size > 1
+    if falls_with_several:
         rate["desired_kl"] = 0.01
         size_of_updates = "smaller ones for what falls if nothing is done"
     choices = [
@@ -98,11 +98,11 @@ def _continuous(sight: Sight, given: Mapping[str, Any]) -> list[Choice]:
         Choice({"ent_coef": 0.0}, "a deviation that is learned without a bonus"),
     ]
     limit = sight.time_limit
-    if _reward_is_far(sight):  # where reaching the goal ends episodes, at different times
+    if _reward_is_far(sight):  # its episodes are taken to end at the goal, so at different times
         return [*choices, FAR]
     if _stays_in_step(sight, rollout, given["total_timesteps"]):
         choices.append(Choice({"stagger_resets": True}, f"episodes of {limit} steps: not all at the same one of them"))
-    choices.append(_noise(sight, wide=loses_noise_slowly))
+    choices.append(_noise(sight, wide=falls_with_several))
     if limit is not None and limit <= SHORT:
         choices.append(Choice({"gamma": 0.95}, f"episodes of {limit} steps: what comes soon counts"))
     return choices
@@ -111,14 +111,14 @@ def _continuous(sight: Sight, given: Mapping[str, Any]) -> list[Choice]:
 def _noise(sight: Sight, wide: bool) -> Choice:
     """How far actions are varied at the start: the more numbers, the less each, and none by less than a third of its
     reach."""
-    # With a power of -0.5, the norm of the noise is that of one number's, for up to seven: a humanoid would hardly move
-    # with so little. What falls needs more: all of it may be gone before anything better than standing still is found.
-    # With still more, walking is found late (LOG.md).
+    # A power of -0.5 keeps the norm of the noise at that of one number, up to seven numbers. Beyond these the floor of
+    # -1 holds, since a humanoid would hardly move with less. What falls gets -0.25: with -0.5 the noise may be gone
+    # before anything better than standing still is found, and with still more, walking is found late (LOG.md).
     power = -0.25 if wide else -0.5
     log_deviation = max(power * math.log(max(sight.action_size, 1)), -1.0)
     noise = {"log_std_init": round(log_deviation + math.log(sight.reach), 2) + 0.0}  # 0.0 instead of -0.0
     numbers = "one number" if sight.action_size == 1 else f"{sight.action_size} numbers"
-    size = "of that size, and wider for what falls" if wide else "of that size"
+    size = "for so many, and more for what falls" if wide else "for so many"
     return Choice(noise, f"actions of {numbers} within ±{sight.reach:g}: noise {size}")
 
 

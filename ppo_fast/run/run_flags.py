@@ -74,7 +74,7 @@ class RunFlags:
     hide: Annotated[tuple[int, ...], Range(0)] = ()
     """numbers of the observation that the policy is not shown: --hide 1 3 of CartPole leaves position and angle"""
     stagger_resets: bool = False
-    """truncate each environment's first episode at another length, so that they are not at the same step for ever"""
+    """truncate the environments' first episodes at different lengths, so that they do not stay at the same step"""
     total_timesteps: Annotated[int, Range(1)] = 500_000
     """environment steps, all environments together"""
     exp_name: str = ""

@@ -173,8 +173,8 @@ class Session:
         mine = zlib.crc32(repr([(field.name, getattr(args, field.name)) for field in fields(args)]).encode())
         of_first = self.ranks.broadcast_(torch.tensor([mine], dtype=torch.float64, device=self.ranks.device))
         if self.ranks.any_(int(of_first) != mine):
-            what = "the processes have different flags, as where a recipe sees different rewards"
-            raise ValueError(f"--env-id: {what}: name --gamma, --log-std-init, --desired-kl and --no-stagger-resets")
+            what = "the processes have different flags, as where a recipe sees different rewards or ends"
+            raise ValueError(f"--env-id: {what}: name --gamma, --log-std-init, --desired-kl and --[no-]stagger-resets")
 
     def start(self, envs: Environments, agent: nn.Module) -> plan.Plan:
         """Open the console and the run folder and say what runs; returns how the iterations are to run.
