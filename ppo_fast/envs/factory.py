@@ -131,8 +131,9 @@ def make(
 
 
 def _first_lengths(envs: TensorVectorEnv | HostVectorEnv | HostGroups, env_kwargs: Mapping[str, Any]) -> np.ndarray:
-    """Steps of the first episode of each environment, (N,): those of all processes of torchrun together are spread
-    evenly over the time limit, the last one's whole.
+    """Steps of the first episode of each environment, (N,).
+
+    Those of all processes of torchrun together are spread evenly over the time limit; the longest is as long as it.
 
     Raises:
         ValueError: naming --stagger-resets, where they can't end so.
@@ -149,8 +150,8 @@ def _first_lengths(envs: TensorVectorEnv | HostVectorEnv | HostGroups, env_kwarg
     total = envs.num_envs * processes
     if total == 1:
         raise ValueError("--stagger-resets: needs more than one environment")
-    place = np.arange(envs.num_envs) * processes + rank + 1  # of each among those of all processes, from 1
-    return np.maximum(limit * place // total, 1)
+    number = np.arange(envs.num_envs) * processes + rank + 1  # of each environment among those of all processes, from 1
+    return np.maximum(limit * number // total, 1)
 
 
 def _make_groups(wanted: _Wanted, groups: int) -> HostGroups:

@@ -200,8 +200,19 @@ def test_a_fault_of_such_a_reset_names_the_environment() -> None:
         gymnasium.registry.pop("Breaks-v0")
 
 
-def test_first_observations_come_with_their_masks() -> None:
-    envs = make("Taxi-v4", N, backend="sync", max_episode_steps=LIMIT, stagger_resets=True)
+def _taxis() -> HostVectorEnv:
+    """A vector that is told when to reset."""
+    taxis = [lambda: gymnasium.make("Taxi-v4", max_episode_steps=LIMIT)] * N
+    envs = HostVectorEnv(SyncVectorEnv(taxis, autoreset_mode=AutoresetMode.DISABLED), spec_id="Taxi-v4")
+    envs.stagger(_first_lengths(envs, {"max_episode_steps": LIMIT}))
+    return envs
+
+
+@pytest.mark.parametrize("is_told_to_reset", [False, True])
+def test_first_observations_come_with_their_masks(is_told_to_reset: bool) -> None:
+    ours: dict[str, Any] = {"backend": "sync", "max_episode_steps": LIMIT, "stagger_resets": True}
+    envs = _taxis() if is_told_to_reset else make("Taxi-v4", N, **ours)
+    assert envs.mask_size == 6
     envs.reset(seed=1)
     plain = make("Taxi-v4", 1, backend="sync")
     masks = {}  # of the states that an episode begins in

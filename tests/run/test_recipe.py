@@ -183,6 +183,25 @@ def test_what_falls_gets_more_noise_and_smaller_steps() -> None:
     assert (upright["log_std_init"], upright["desired_kl"]) == (-0.55, 0.015)
 
 
+def test_few_numbers_and_long_episodes_keep_their_noise() -> None:
+    seen = Sight("continuous", 2, "numbers", 5, 1000)
+    for size, bonus in ((1, 0.005), (2, 0.01)):
+        flags = chosen(replace(seen, action_size=size))
+        assert (flags["desired_kl"], flags["ent_coef"]) == (0.01, bonus)
+    for other in (
+        replace(seen, action_size=3),
+        replace(seen, time_limit=200),
+        replace(seen, time_limit=None),
+        replace(seen, action_size=1, sparse=True),
+        replace(seen, action_size=1, falls=True),
+    ):
+        flags = chosen(other)
+        assert (flags["desired_kl"], flags["ent_coef"]) == (0.015, 0.0)
+    assert chosen(replace(seen, falls=True))["ent_coef"] == 0.0
+    assert chosen(replace(seen, sparse=True))["ent_coef"] == 0.01  # with two numbers some reward is met
+    assert chosen(replace(seen, time_limit=400), num_envs=64)["ent_coef"] == 0.01  # whatever a rollout holds of it
+
+
 def test_what_lasts_as_long_each_time_is_staggered() -> None:
     """Unless a rollout holds a good part of an episode, they end by themselves, or can't be ended one by one."""
     seen = Sight("continuous", 2, "numbers", 5, 1000)
