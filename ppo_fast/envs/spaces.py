@@ -306,13 +306,15 @@ def presented_actions(space: spaces.Space, env_id: str = "") -> ActionSpace:
     """The action space as a program sees it: Discrete and MultiDiscrete from 0 on, MultiDiscrete and Box flat.
 
     Raises:
-        ValueError: for any other action space.
+        ValueError: for any other action space, or one without numbers.
     """
     if isinstance(space, spaces.Discrete):
         return spaces.Discrete(int(space.n))
     if isinstance(space, spaces.MultiDiscrete):
         return spaces.MultiDiscrete(space.nvec.ravel())
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
+        if 0 in space.shape:
+            raise ValueError(f"--env-id: {env_id or 'the environment'} has actions without numbers, of {space.shape}")
         with np.errstate(over="ignore"):  # as in ObservationEncoder
             low, high = space.low.ravel().astype(np.float32), space.high.ravel().astype(np.float32)
         return spaces.Box(low, high, dtype=np.float32)

@@ -174,7 +174,8 @@ class Session:
         of_first = self.ranks.broadcast_(torch.tensor([mine], dtype=torch.float64, device=self.ranks.device))
         if self.ranks.any_(int(of_first) != mine):
             what = "the processes have different flags, as where a recipe sees different rewards or ends"
-            raise ValueError(f"--env-id: {what}: name --gamma, --log-std-init, --desired-kl and --[no-]stagger-resets")
+            names = "--gamma, --log-std-init, --desired-kl, --ent-coef and --[no-]stagger-resets"
+            raise ValueError(f"--env-id: {what}: name {names}")
 
     def start(self, envs: Environments, agent: nn.Module) -> plan.Plan:
         """Open the console and the run folder and say what runs; returns how the iterations are to run.

@@ -81,6 +81,11 @@ def test_other_actions_are_refused_in_one_line(space):
     assert "\n" not in str(refusal.value)
 
 
+def test_actions_without_numbers_are_refused():
+    with pytest.raises(ValueError, match=r"--env-id: Some-v0 has actions without numbers, of \(2, 0\)"):
+        ActionDecoder(spaces.Box(0, 1, (2, 0)), 2, "Some-v0")
+
+
 def test_actions_get_their_start_their_bounds_and_their_shape():
     def decode(space, actions):
         decoder = ActionDecoder(space, len(actions))

@@ -240,8 +240,10 @@ def test_the_recipe_says_why_and_nobody_else_plays_with_it() -> None:
 
 @pytest.mark.fitted
 def test_what_falls_is_seen_although_all_else_is_named() -> None:
-    args = Args(env_id="MountainCarContinuous-v0", gamma=0.98, log_std_init=0.1, desired_kl=0.02)
-    assert not settle.settle(args)[0].stagger_resets
+    named = {"gamma": 0.98, "log_std_init": 0.1, "desired_kl": 0.02, "ent_coef": 0.1, "stagger_resets": True}
+    for left_out, chosen in (("stagger_resets", False), ("ent_coef", 0.0)):
+        args = Args(env_id="MountainCarContinuous-v0", **{x: value for x, value in named.items() if x != left_out})
+        assert getattr(settle.settle(args)[0], left_out) == chosen
 
 
 def test_a_run_of_before_the_flag_does_not_take_it_when_it_goes_on() -> None:

@@ -199,7 +199,25 @@ def test_few_numbers_and_long_episodes_keep_their_noise() -> None:
         assert (flags["desired_kl"], flags["ent_coef"]) == (0.015, 0.0)
     assert chosen(replace(seen, falls=True))["ent_coef"] == 0.0
     assert chosen(replace(seen, sparse=True))["ent_coef"] == 0.01  # with two numbers some reward is met
-    assert chosen(replace(seen, time_limit=400), num_envs=64)["ent_coef"] == 0.01  # whatever a rollout holds of it
+    for limit, named in (  # whatever a rollout holds of it, however many there are, and for however long
+        (201, {}),
+        (201, {"num_envs": 64}),
+        (10**9, {}),
+        (1000, {"num_envs": 1}),
+        (1000, {"num_envs": 65_536, "total_timesteps": 10**9}),
+    ):
+        assert chosen(replace(seen, time_limit=limit), **named)["ent_coef"] == 0.01
+    assert chosen(replace(seen, resets_singly=False))["ent_coef"] == 0.01
+
+
+def test_what_keeps_noise_is_said_but_for_what_is_the_default() -> None:
+    kwargs = {"max_episode_steps": 1000}
+    said = "\n".join(settle.what_is_set(Args(env_id="Pendulum-v1", recipe=True, env_kwargs=kwargs)))
+    assert "--ent-coef 0.005 (a bonus that keeps noise)" in said and "steps as large" not in said
+    said = "\n".join(settle.what_is_set(Args(env_id="Pendulum-v1", recipe=True)))
+    assert "--desired-kl 0.015 (steps as large as the policy bears)" in said and "keeps noise" not in said
+    said = "\n".join(settle.what_is_set(Args(env_id="Pendulum-v1", recipe=True, desired_kl=0.02, ent_coef=0.1)))
+    assert "steps" not in said.replace("--num-steps", "").replace("200 steps", "") and "bonus" not in said
 
 
 def test_what_lasts_as_long_each_time_is_staggered() -> None:
@@ -207,6 +225,17 @@ def test_what_lasts_as_long_each_time_is_staggered() -> None:
     seen = Sight("continuous", 2, "numbers", 5, 1000)
     assert chosen(seen)["stagger_resets"]
     assert not chosen(seen, num_envs=1).get("stagger_resets")
+    # Rollouts of 128 steps and of 32; then a run that is just long enough for 16 such episodes, and one that is not.
+    for limit, envs, total, is_staggered in (
+        (512, 16, 500_000, False),
+        (513, 16, 500_000, True),
+        (200, 64, 500_000, False),
+        (201, 64, 500_000, True),
+        (31_250, 16, 500_000, True),
+        (31_251, 16, 500_000, False),
+    ):
+        flags = chosen(replace(seen, time_limit=limit), num_envs=envs, total_timesteps=total)
+        assert ("stagger_resets" in flags) is is_staggered, limit
     for other in (
         replace(seen, time_limit=None),
         replace(seen, time_limit=10**9),
@@ -222,7 +251,7 @@ def test_what_lasts_as_long_each_time_is_staggered() -> None:
 
 def test_a_robot_that_falls_is_seen_to_before_training() -> None:
     said = "\n".join(settle.what_is_set(Args(env_id="Walker2d-v5", backend="envpool")))
-    assert "smaller ones for what falls" in said and "--desired-kl" not in said  # 0.01 is the default
+    assert "more for what falls" in " ".join(said.split()) and "--desired-kl" not in said  # 0.01 is the default
     args, _ = settle.settle(Args(env_id="Walker2d-v5", backend="envpool", log_std_init=0.5, gamma=0.98))
     assert (args.desired_kl, args.log_std_init) == (0.01, 0.5)
 
