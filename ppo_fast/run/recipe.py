@@ -85,7 +85,7 @@ def _continuous(sight: Sight, fixed: Mapping[str, Any]) -> list[Choice]:
     """Actions that are numbers."""
     rollout = _rollout(fixed, num_envs=16, rows=2048, most_steps=2048)
     rows = rollout["num_envs"] * rollout["num_steps"]
-    # Of more rows (more than 512 environments, say), half the epochs take as many steps of the optimizer as are of use.
+    # In rollouts of more rows, half the epochs take as many steps of the optimizer as are of use.
     epochs = 10 if rows <= 16_384 else 5
     passes = {"update_epochs": epochs, "num_minibatches": _minibatches(rollout, 128, 16)}
     kind = _kind(sight)
@@ -135,7 +135,8 @@ def _should_stagger(sight: Sight, rollout: Mapping[str, Any], total_timesteps: i
     """Whether environments that begin together would stay together, each rollout seeing one part of their episodes, and
     can be staggered. A swing-up learns twice as much so (LOG.md)."""
     limit = sight.time_limit
-    if limit is None or limit * rollout["num_envs"] > total_timesteps:  # too short a run for each to reach its limit
+    # Of a run that is too short for each of them to reach its limit, staggering would cut most episodes.
+    if limit is None or limit * rollout["num_envs"] > total_timesteps:
         return False
     return limit > 4 * rollout["num_steps"] and sight.resets_singly and rollout["num_envs"] > 1
 

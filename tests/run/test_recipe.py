@@ -183,6 +183,15 @@ def test_what_falls_gets_more_noise_and_smaller_steps() -> None:
     assert (upright["log_std_init"], upright["desired_kl"]) == (-0.55, 0.015)
 
 
+def test_rollouts_have_so_many_rows_and_no_more_steps_than_are_of_use() -> None:
+    discrete, continuous = Sight("discrete", 2, "numbers", 3, 1000), Sight("continuous", 2, "numbers", 3, 1000)
+    for sight, lengths in (
+        (discrete, {1: 128, 16: 128, 64: 64, 1024: 32}),
+        (continuous, {1: 2048, 16: 128, 64: 32, 1024: 32}),
+    ):
+        assert {envs: chosen(sight, num_envs=envs)["num_steps"] for envs in lengths} == lengths
+
+
 def test_few_numbers_and_long_episodes_keep_their_noise() -> None:
     seen = Sight("continuous", 2, "numbers", 5, 1000)
     for size, bonus in ((1, 0.005), (2, 0.01)):
