@@ -42,7 +42,7 @@ from ppo_fast.algorithm.adam import Learner
 from ppo_fast.engine.engine import Engine
 from ppo_fast.engine.gradients import Gradient, LossModule, Part, part_gradient
 from ppo_fast.engine.ranks import Ranks, init
-from ppo_fast.run import checkpoint, find
+from ppo_fast.run import checkpoint, find, recipe
 from ppo_fast.train import Agent, Args
 
 
@@ -383,7 +383,10 @@ train.settle = settled
 def test_processes_with_different_flags_do_not_train(pair: Pair, tmp_path: Path) -> None:
     ranks = run(pair, *SMALL, *iterations(9), "--run-root", str(tmp_path / "runs"), before=OTHER, status=2)
     for rank in ranks:
-        assert rank.errors().startswith("error: --env-id: the processes have different flags")
+        said = rank.errors()
+        assert said.startswith("error: --env-id: the processes have different flags") and len(said.splitlines()) == 1
+        named = [word.strip(",").removeprefix("--").replace("-", "_") for word in said.partition(": name ")[2].split()]
+        assert tuple(named) == recipe.WATCHED
     assert not (tmp_path / "runs").exists()
 
 

@@ -16,6 +16,9 @@ from ppo_fast.envs.sight import Sight
 
 SHORT_EPISODE = 200  # steps
 
+# Flags that depend on what doing nothing leads to, which takes steps of the environment to see.
+WATCHED = ("gamma", "log_std_init", "desired_kl", "ent_coef", "stagger_resets")
+
 # What has to be seen to with continuous actions: that a goal far away is found, that a robot which falls goes on from
 # standing to walking, that noise lasts because what is good may be found late; or nothing of these.
 Kind = Literal["far", "falls", "late", "plain"]

@@ -35,7 +35,7 @@ from ppo_fast.engine.ranks import Ranks
 from ppo_fast.envs import EnvironmentFault, Environments, spaces_json
 from ppo_fast.envs.keywords import step_limit
 from ppo_fast.envs.seeds import seed_process
-from ppo_fast.run import checkpoint, clipped, crash, ending, randomness, readout, resume
+from ppo_fast.run import checkpoint, clipped, crash, ending, randomness, readout, recipe, resume
 from ppo_fast.run.agent_log import AgentLog, open_log
 from ppo_fast.run.callback import Callback, OnIteration
 from ppo_fast.run.cli import FAULT_STATUS, program_of
@@ -174,8 +174,8 @@ class Session:
         of_first = self.ranks.broadcast_(torch.tensor([mine], dtype=torch.float64, device=self.ranks.device))
         if self.ranks.any_(int(of_first) != mine):
             what = "the processes have different flags, as where a recipe sees different rewards or ends"
-            names = "--gamma, --log-std-init, --desired-kl, --ent-coef and --[no-]stagger-resets"
-            raise ValueError(f"--env-id: {what}: name {names}")
+            watched = ", ".join(f"--{name.replace('_', '-')}" for name in recipe.WATCHED)
+            raise ValueError(f"--env-id: {what}: name {watched}")
 
     def start(self, envs: Environments, agent: nn.Module) -> plan.Plan:
         """Open the console and the run folder and say what runs; returns how the iterations are to run.

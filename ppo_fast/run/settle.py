@@ -109,7 +109,7 @@ def _by_recipe(args: Any, own: recipe.Recipe, given: Collection[str]) -> tuple[A
         free.discard("num_envs")  # it has to be shared out evenly, which the default can be by more processes
     fixed = {name: value for name, value in vars(args).items() if name not in free}
     notes = []
-    watches = bool(free & {"gamma", "log_std_init", "desired_kl", "ent_coef", "stagger_resets"})
+    watches = bool(free.intersection(recipe.WATCHED))
     with seeded(args.seed):  # what is seen is the same each time, and in every process
         sight = look(args.env_id, args.backend, watches=watches, num_envs=args.num_envs, **args.env_options)
     for choice in own.choose(sight, fixed):

@@ -61,6 +61,18 @@ def test_it_chooses_flags_that_training_accepts(sight: Sight) -> None:
         replace(Args(), **{**flags, **named}).check()
 
 
+def test_what_is_watched_changes_the_watched_flags_alone() -> None:
+    changed = set()
+    for own, sight in itertools.product((recipe.VECTORS, recipe.MEMORY), KINDS):
+        choices = [
+            own.choose(kind, {"total_timesteps": 500_000})
+            for kind in (sight, replace(sight, sparse=False, falls=False))
+        ]
+        seen, unseen = ({name: flag for choice in some for name, flag in choice.flags.items()} for some in choices)
+        changed |= {name for name in seen.keys() | unseen.keys() if seen.get(name) != unseen.get(name)}
+    assert changed == set(recipe.WATCHED)
+
+
 @pytest.mark.parametrize("own", [recipe.VECTORS, recipe.MEMORY])
 def test_each_flag_is_chosen_once_with_a_reason(own: recipe.Recipe) -> None:
     for sight in KINDS:
