@@ -91,6 +91,8 @@ class Args(RunFlags):
     """K, passes over each rollout"""
     norm_adv: bool = True
     """normalise advantages in each minibatch"""
+    adv_std_min: Annotated[float, Range(0)] = 0.0
+    """norm_adv divides by this at least, so that errors of the values stay small where nothing is rewarded"""
     norm_obs: bool = True
     """normalise observations by their running mean and variance"""
     norm_reward: bool = True
@@ -381,7 +383,7 @@ def shuffled(args: Args, reduce: Callable[[Tensor], Tensor] | None, batch: Batch
     valid steps of all processes."""
     batch = Batch._make(None if x is None else x[order] for x in batch)
     if args.norm_adv:
-        normal = ppo.normalize_minibatches(batch.advantage, args.num_minibatches, batch.valid, reduce)
+        normal = ppo.normalize_minibatches(batch.advantage, args.num_minibatches, batch.valid, reduce, args.adv_std_min)
         batch = batch._replace(advantage=normal)
     return batch
 

@@ -22,6 +22,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "normalised": {"norm_obs": True, "norm_reward": True, "lr_schedule": "kl"},
     "shared backbone": {"shared_backbone": True},
     "plain value loss": {"clip_vloss": False, "norm_adv": False},
+    "least deviation": {"adv_std_min": 1.0},
     "early stop": {"target_kl": 0.003},
     "continuous": {"env_id": "Pendulum-v1"},
     "host": {"backend": "sync"},

@@ -21,6 +21,7 @@ PAGE = (Path(__file__).parent.parent / "docs" / "coming-from.md").read_text()
 # What all three have, by the names of ppo_fast's flags.
 ALIKE = {
     **{"gamma": 0.99, "gae_lambda": 0.95, "norm_adv": True, "clip_coef": 0.2, "max_grad_norm": 0.5, "target_kl": None},
+    "adv_std_min": 0.0,
     **{"hidden_sizes": (64, 64), "log_std_init": 0.0, "shared_backbone": False, "seed": 1},
 }
 # Args of CleanRL's ppo.py.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import fields, replace
 from itertools import pairwise
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import pytest
@@ -16,7 +17,7 @@ import torch
 from odd_envs import LENGTH
 from torch import Tensor
 
-from ppo_fast import envs as environments, train as program
+from ppo_fast import envs as environments, train as program, train_lstm
 from ppo_fast.algorithm.adam import Learner
 from ppo_fast.pictures import panels
 from ppo_fast.run import cli
@@ -531,3 +532,13 @@ def test_a_picture_that_fails_in_its_process_is_drawn_in_this_one(
     assert result["eval/episodes"] == 1 and (folder / "result.json").exists()
     assert (folder / "curves.png").exists() == here
     assert ("curves.png was not drawn: no font" in capsys.readouterr().err) != here
+
+
+@pytest.mark.parametrize("kind", [program, train_lstm])
+def test_advantages_are_divided_by_a_least_deviation(kind: ModuleType) -> None:
+    advantage = torch.tensor([0.0, 1.0, 2.0, 3.0, 0.0, 10.0, 20.0, 30.0])  # deviations of 1.3 and 12.9
+    batch = kind.Batch._make(None for _ in kind.Batch._fields)._replace(advantage=advantage)
+    args = kind.Args(num_minibatches=2, adv_std_min=4.0)
+    rows = kind.shuffled(args, None, batch, torch.arange(8)).advantage.view(2, 4)
+    torch.testing.assert_close(rows[0], (advantage[:4] - 1.5) / 4)
+    torch.testing.assert_close(rows[1], (advantage[4:] - 15) / advantage[4:].std())

@@ -94,14 +94,19 @@ def advantage_sums(advantage: Tensor, valid: Tensor | None = None) -> Tensor:
     return torch.stack([count.sum(-1), rows.sum(-1), (rows * rows).sum(-1)], -1)
 
 
-def normalize_advantage(advantage: Tensor, valid: Tensor | None = None, sums: Tensor | None = None) -> Tensor:
+def normalize_advantage(
+    advantage: Tensor, valid: Tensor | None = None, sums: Tensor | None = None, least_std: float = 0.0
+) -> Tensor:
     """(A - mean) / (std + 1e-8) over each minibatch (..., M); a single row or equal rows give zeros, never NaN.
 
     Args:
         sums: `advantage_sums` of minibatches that are spread over processes, of which `advantage` are parts.
+        least_std: the divisor where std is below it. Where nothing is rewarded, advantages are the value network's
+            errors, which would become as large as any others (compare DreamerV3's scale of returns: Hafner et al. 2023,
+            arXiv 2301.04104, which is at least 1).
     """
     if sums is not None:
-        return _normalized_by_sums(advantage, sums)
+        return _normalized_by_sums(advantage, sums, least_std)
     # One of the rows is taken off first. It changes no variance, and makes exact zeros of equal rows; less their mean
     # alone they would keep its rounding error, which looks like a variance.
     if valid is None:
@@ -117,27 +122,33 @@ def normalize_advantage(advantage: Tensor, valid: Tensor | None = None, sums: Te
         mean = torch.where(valid, advantage, 0.0).sum(-1, keepdim=True) / count.clamp(min=1)
         squares = torch.where(valid, (advantage - mean) ** 2, 0.0).sum(-1, keepdim=True)
         variance = squares / (count - 1).clamp(min=1)
-    return (advantage - mean) / (variance.sqrt() + 1e-8)
+    return (advantage - mean) / (variance.sqrt().clamp(min=least_std) + 1e-8)
 
 
-def _normalized_by_sums(advantage: Tensor, sums: Tensor) -> Tensor:
+def _normalized_by_sums(advantage: Tensor, sums: Tensor, least_std: float) -> Tensor:
     """The same, where mean and deviation come from the sums (..., 3) of all processes."""
     count, total, squares = (x[..., None] for x in sums.unbind(-1))
     mean = total / count.clamp(min=1)
     spread = squares - total * mean
     # Equal rows leave a rounding error here, 1e-16 of the square: less than 1e-12 of it is no variance.
     variance = torch.where(spread > 1e-12 * squares, spread, 0.0) / (count - 1).clamp(min=1)
-    return torch.where(variance > 0, (advantage - mean) / (variance.sqrt() + 1e-8), 0.0).float()
+    std = variance.sqrt().clamp(min=least_std)
+    return torch.where(variance > 0, (advantage - mean) / (std + 1e-8), 0.0).float()
 
 
 def normalize_minibatches(
-    advantage: Tensor, num_minibatches: int, valid: Tensor | None = None, reduce: Reduce | None = None
+    advantage: Tensor,
+    num_minibatches: int,
+    valid: Tensor | None = None,
+    reduce: Reduce | None = None,
+    least_std: float = 0.0,
 ) -> Tensor:
     """`normalize_advantage` of the minibatches that follow one another in advantage (B, ...), cut by `even_sizes`.
 
     Args:
         valid: (B, ...) bool.
         reduce: sums a tensor over the processes that each have a part of every minibatch; None for one process.
+        least_std: as there.
     """
     small, number_of_larger = divmod(len(advantage), num_minibatches)
     end_of_larger = number_of_larger * (small + 1)
@@ -148,11 +159,11 @@ def normalize_minibatches(
             mask = None if valid is None else valid[start:end].reshape(minibatches, -1)
             blocks.append((advantage[start:end].reshape(minibatches, -1), mask))
     if reduce is None:
-        normal = [normalize_advantage(rows, mask) for rows, mask in blocks]
+        normal = [normalize_advantage(rows, mask, least_std=least_std) for rows, mask in blocks]
     else:
         sums = reduce(torch.cat([advantage_sums(rows, mask) for rows, mask in blocks]))
         own = sums.split([len(rows) for rows, _ in blocks])
-        normal = [_normalized_by_sums(rows, total) for (rows, _), total in zip(blocks, own, strict=True)]
+        normal = [_normalized_by_sums(rows, total, least_std) for (rows, _), total in zip(blocks, own, strict=True)]
     return torch.cat([x.flatten() for x in normal]).view_as(advantage)
 
 

@@ -40,7 +40,7 @@ GROUPS: dict[str, tuple[str, ...]] = {
 def saved_flags(saved: Mapping[str, Any]) -> dict[str, Any]:
     """The flags that a run folder, a checkpoint or a crash file holds, and for those that it is too old to have what
     runs did then."""
-    return {**BEFORE, "stagger_resets": False, **saved}
+    return {**BEFORE, "stagger_resets": False, "adv_std_min": 0.0, **saved}
 
 
 def env_view(flags: Mapping[str, Any]) -> dict[str, Any]:

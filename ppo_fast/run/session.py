@@ -35,7 +35,7 @@ from ppo_fast.engine.ranks import Ranks
 from ppo_fast.envs import EnvironmentFault, Environments, spaces_json
 from ppo_fast.envs.keywords import step_limit
 from ppo_fast.envs.seeds import seed_process
-from ppo_fast.run import checkpoint, clipped, crash, ending, randomness, readout, recipe, resume
+from ppo_fast.run import checkpoint, clipped, crash, ending, randomness, readout, resume
 from ppo_fast.run.agent_log import AgentLog, open_log
 from ppo_fast.run.callback import Callback, OnIteration
 from ppo_fast.run.cli import FAULT_STATUS, program_of
@@ -170,12 +170,14 @@ class Session:
 
     def _refuse_other_flags(self, args: Any) -> None:
         """ValueError in every process where one of them has other flags."""
-        mine = zlib.crc32(repr([(field.name, getattr(args, field.name)) for field in fields(args)]).encode())
-        of_first = self.ranks.broadcast_(torch.tensor([mine], dtype=torch.float64, device=self.ranks.device))
-        if self.ranks.any_(int(of_first) != mine):
-            what = "the processes have different flags, as where a recipe sees different rewards or ends"
-            watched = ", ".join(f"--{name.replace('_', '-')}" for name in recipe.WATCHED)
-            raise ValueError(f"--env-id: {what}: name {watched}")
+        names = [field.name for field in fields(args)]
+        sums = [zlib.crc32(repr(getattr(args, name)).encode()) for name in names]
+        mine = torch.tensor(sums, dtype=torch.float64, device=self.ranks.device)
+        differs = self.ranks.sum_((self.ranks.broadcast_(mine.clone()) != mine).double())
+        others = [f"--{name.replace('_', '-')}" for name, count in zip(names, differs.tolist(), strict=True) if count]
+        if others:
+            what = "the processes have different flags, as where a recipe sees different rewards, ends or speed"
+            raise ValueError(f"--env-id: {what}: name {', '.join(others)}")
 
     def start(self, envs: Environments, agent: nn.Module) -> plan.Plan:
         """Open the console and the run folder and say what runs; returns how the iterations are to run.

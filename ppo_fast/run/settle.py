@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ppo_fast.envs import Own, handed
-from ppo_fast.envs.sight import look
+from ppo_fast.envs.sight import Actions, look
 from ppo_fast.run import checkpoint, find, modules, presets, recipe, resume
 from ppo_fast.run.cli import program_of
 from ppo_fast.run.film import render_without_a_display
@@ -109,7 +109,7 @@ def _by_recipe(args: Any, own: recipe.Recipe, given: Collection[str]) -> tuple[A
         free.discard("num_envs")  # it has to be shared out evenly, which the default can be by more processes
     fixed = {name: value for name, value in vars(args).items() if name not in free}
     notes = []
-    watches = bool(free.intersection(recipe.WATCHED))
+    watches: list[Actions] = [kind for kind, names in own.watched.items() if free.intersection(names)]
     with seeded(args.seed):  # what is seen is the same each time, and in every process
         sight = look(args.env_id, args.backend, watches=watches, num_envs=args.num_envs, **args.env_options)
     for choice in own.choose(sight, fixed):

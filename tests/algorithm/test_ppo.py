@@ -276,9 +276,9 @@ def numpy_value_loss(
     return numpy_mean(error, valid) / 2
 
 
-def numpy_normalize(advantage: np.ndarray, valid: Mask) -> np.ndarray:
+def numpy_normalize(advantage: np.ndarray, valid: Mask, least_std: float = 0.0) -> np.ndarray:
     chosen = advantage if valid is None else advantage[valid]
-    return (advantage - chosen.mean()) / (chosen.std(ddof=1) + 1e-8)
+    return (advantage - chosen.mean()) / (max(chosen.std(ddof=1), least_std) + 1e-8)
 
 
 NUMPY_KL: dict[str, Callable[[np.ndarray, Mask], Any]] = {
@@ -414,16 +414,17 @@ def test_clip_fraction() -> None:
 # Normalised advantages.
 
 
+@pytest.mark.parametrize("least_std", [0.0, 0.5, 20.0])  # the deviation of the rows is about 3
 @pytest.mark.parametrize(("valid", "mask"), masks(41), ids=["all", "masked"])
-def test_normalisation(valid: Tensor | None, mask: Mask) -> None:
+def test_normalisation(valid: Tensor | None, mask: Mask, least_std: float) -> None:
     advantage = 3 * some(41) + 5
     weight = some(41, seed=1)
     keep = np.ones(41, bool) if mask is None else mask
-    normal = ppo.normalize_advantage(advantage, valid)[keep]
-    np.testing.assert_allclose(normal, numpy_normalize(array(advantage), mask)[keep], rtol=1e-5, atol=1e-6)
+    normal = ppo.normalize_advantage(advantage, valid, least_std=least_std)[keep]
+    np.testing.assert_allclose(normal, numpy_normalize(array(advantage), mask, least_std)[keep], rtol=1e-5, atol=1e-6)
     compare(
-        lambda x: (ppo.normalize_advantage(x, valid) * weight)[keep].sum(),
-        lambda x: (numpy_normalize(x, mask) * array(weight))[keep].sum(),
+        lambda x: (ppo.normalize_advantage(x, valid, least_std=least_std) * weight)[keep].sum(),
+        lambda x: (numpy_normalize(x, mask, least_std) * array(weight))[keep].sum(),
         advantage,
     )
 
@@ -471,14 +472,14 @@ def epoch(rows: int, count: int, masking: str) -> Epoch:
     return Epoch(advantage, valid, sizes)
 
 
-def one_by_one(whole: Epoch) -> Tensor:
+def one_by_one(whole: Epoch, least_std: float = 0.0) -> Tensor:
     """Each minibatch normalised by itself."""
     found = []
     start = 0
     for size in whole.sizes:
         rows = slice(start, start + size)
         mask = None if whole.valid is None else whole.valid[rows]
-        found.append(ppo.normalize_advantage(whole.advantage[rows], mask))
+        found.append(ppo.normalize_advantage(whole.advantage[rows], mask, least_std=least_std))
         start += size
     return torch.cat(found)
 
@@ -503,8 +504,9 @@ def interleaved(halves: list[Tensor], sizes: list[int]) -> Tensor:
     return torch.cat([part for pair in pairs for part in pair])
 
 
+@pytest.mark.parametrize("least_std", [0.0, 9.0])  # which some minibatches of an epoch are above
 @pytest.mark.parametrize("masking", MASKINGS)
-def test_normalising_over_two_processes_is_normalising_their_rows_together(masking: str) -> None:
+def test_normalising_over_two_processes_is_normalising_their_rows_together(masking: str, least_std: float) -> None:
     """Each has half of every minibatch. One message an epoch: the sums of all minibatches, (count, 3)."""
     for rows, count in EPOCHS:
         both = epoch(2 * rows, count, masking)
@@ -520,17 +522,19 @@ def test_normalising_over_two_processes_is_normalising_their_rows_together(maski
             return sums.copy_(sent[0] + sent[1])
 
         for half, mask in zip(halves, masks, strict=True):
-            ppo.normalize_minibatches(half, count, mask, keep)
+            ppo.normalize_minibatches(half, count, mask, keep, least_std)
         assert [x.shape for x in sent] == [(count, 3)] * 2
         normal = [
-            ppo.normalize_minibatches(half, count, mask, summed) for half, mask in zip(halves, masks, strict=True)
+            ppo.normalize_minibatches(half, count, mask, summed, least_std)
+            for half, mask in zip(halves, masks, strict=True)
         ]
         assert all(x.isfinite().all() and x.dtype == torch.float32 for x in normal)
         own = ppo.even_sizes(rows, count)
         valid = None if both.valid is None else interleaved(masks, own)
         whole = Epoch(interleaved(halves, own), valid, [2 * size for size in own])
         found = interleaved(normal, own)
-        torch.testing.assert_close(found[whole.kept], one_by_one(whole)[whole.kept], rtol=1e-5, atol=1e-5)
+        expected = one_by_one(whole, least_std)
+        torch.testing.assert_close(found[whole.kept], expected[whole.kept], rtol=1e-5, atol=1e-5)
 
 
 def test_sums_of_minibatches() -> None:

@@ -112,6 +112,7 @@ def test_rounding_of_parameters_is_forgiven(seed: int) -> None:
         {"gae_lambda": 0.949},
         {"gamma": 0.9899},
         {"norm_adv": False},
+        {"adv_std_min": 5.0},
         {"vf_coef": 0.501, "shared_backbone": True},
         {"ent_coef": 0.02},  # at the start the policy is uniform, and the gradient of its entropy tiny
         {"max_grad_norm": 0.501},
@@ -126,7 +127,7 @@ def test_a_wrong_coefficient_is_caught(flags: dict[str, Any]) -> None:
     assert not holds and said[-1].startswith("error: the fast path diverges in ")
 
 
-def biased_normalization(advantage: Tensor, valid: Tensor | None) -> Tensor:
+def biased_normalization(advantage: Tensor, valid: Tensor | None, least_std: float) -> Tensor:
     """Divides by N where the right one divides by N - 1, in each minibatch (..., M)."""
     deviation = advantage.std(-1, unbiased=False, keepdim=True)
     return (advantage - advantage.mean(-1, keepdim=True)) / (deviation + 1e-8)

@@ -8,7 +8,7 @@ import pytest
 from gymnasium import spaces
 
 from ppo_fast.envs import EnvironmentFault, sight
-from ppo_fast.envs.sight import Sight, look
+from ppo_fast.envs.sight import Actions, Sight, look
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ from ppo_fast.envs.sight import Sight, look
         ("BallInCupCatch-v1", "auto", Sight("continuous", 2, "numbers", 8, 1000, sparse=True)),
         ("Hopper-v5", "envpool", Sight("continuous", 3, "numbers", 11, 1000, falls=True)),
         ("Reacher-v5", "envpool", Sight("continuous", 2, "numbers", 10, 50)),  # a time limit is no fall
-        ("FrozenLake-v1", "auto", Sight("discrete", 4, "table", 16, 100)),
+        ("FrozenLake-v1", "auto", Sight("discrete", 4, "table", 16, 100, unrewarded=True)),
         ("CliffWalking-v1", "auto", Sight("discrete", 4, "table", 48, None)),
         ("CheetahRun-v1", "auto", Sight("continuous", 6, "numbers", 17, 1000)),  # envpool's alone
         ("ppo_fast/MemoryChain-v0", "auto", Sight("discrete", 2, "numbers", 3, 21)),
@@ -141,6 +141,74 @@ def test_doing_nothing_tells_whether_rewards_are_sparse_and_what_falls(
     assert all(np.array_equal(action, [0]) for action in made.actions)
 
 
+@pytest.mark.parametrize(
+    "space", [gymnasium.spaces.Discrete(3, start=5), gymnasium.spaces.MultiDiscrete([3, 2])], ids=str
+)
+@pytest.mark.parametrize(
+    ("rewards", "ends_at", "unrewarded"),
+    [
+        ([0.0], None, True),
+        ([0.0], 3, True),  # episodes that end are no reward
+        ([-1.0], None, False),
+        ([0.0] * 256 + [1e-6], None, False),  # at the last step that is watched
+        ([0.0] * 257 + [1.0], None, True),
+    ],
+)
+def test_doing_anything_tells_whether_something_is_rewarded(
+    space: gymnasium.Space, rewards: list[float], ends_at: int | None, unrewarded: bool
+) -> None:
+    made = Paid(rewards, ends_at)
+    made.action_space = space
+    gymnasium.register("SightOfChoices-v0", lambda **_: made)
+    try:
+        seen = [look("SightOfChoices-v0", "sync") for _ in range(2)]
+    finally:
+        gymnasium.registry.pop("SightOfChoices-v0")
+    assert [x.unrewarded for x in seen] == [unrewarded] * 2 and not seen[0].sparse and not seen[0].falls
+    tried = [tuple(np.ravel(action).tolist()) for action in made.actions]
+    assert len(set(tried[:200])) == (3 if isinstance(space, gymnasium.spaces.Discrete) else 6) or not unrewarded
+    assert tried[: len(tried) // 2] == tried[len(tried) // 2 :]  # the same each time
+    assert all(space.contains(np.asarray(action).reshape(space.shape).astype(np.int64)) for action in made.actions)
+
+
+class Choosing(Paid):
+    """Never rewarded, with actions to choose from."""
+
+    action_space = spaces.Discrete(3)
+
+    def __init__(self, masked=False):
+        super().__init__([0.0])
+        self.masked = masked
+
+    def reset(self, *, seed=None, options=None):
+        obs, info = super().reset(seed=seed)
+        return obs, {**info, **self.mask()}
+
+    def step(self, action):
+        *rest, info = super().step(action)
+        return *rest, {**info, **self.mask()}
+
+    def mask(self):
+        return {"action_mask": np.array([1, 0, 0], np.int8)} if self.masked else {}
+
+
+def test_actions_are_tried_only_where_somebody_wants_to_know_and_nothing_is_forbidden() -> None:
+    cases: list[tuple[bool, tuple[Actions, ...], int]] = [
+        (False, ("discrete",), 256),
+        (False, ("continuous",), 0),
+        (False, (), 0),
+        (True, ("discrete", "continuous"), 0),
+    ]
+    for masked, watches, tried in cases:
+        made = Choosing(masked)
+        gymnasium.register("SightOfMasks-v0", lambda made=made, **_: made)
+        try:
+            assert look("SightOfMasks-v0", "sync", watches=watches).unrewarded is (tried > 0)
+        finally:
+            gymnasium.registry.pop("SightOfMasks-v0")
+        assert len(made.actions) == tried
+
+
 def test_a_limit_may_be_written_as_a_float() -> None:
     seen = look("Pendulum-v1", env_kwargs={"max_episode_steps": 50.0})
     assert seen.time_limit == 50 and isinstance(seen.time_limit, int)
@@ -175,14 +243,23 @@ class Slow(Paid):
         return super().step(action)
 
 
+class FailingChoice(Failing):
+    action_space = spaces.Discrete(3)
+
+
+class SlowChoice(Slow):
+    action_space = spaces.Discrete(3)
+
+
 def test_a_fault_or_a_slow_environment_is_for_the_training_to_meet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sight, "WATCH_SECONDS", 0.2)
-    for kind in (Failing, Slow):
+    for kind in (Failing, Slow, FailingChoice, SlowChoice):
         gymnasium.register("SightOfFaults-v0", lambda kind=kind, **_: kind([0.0]))
         try:
             for backend in ("sync", "async"):
                 before = time.monotonic()
-                assert not look("SightOfFaults-v0", backend).sparse
+                seen = look("SightOfFaults-v0", backend)
+                assert not seen.sparse and not seen.unrewarded
                 assert time.monotonic() - before < 5
         finally:
             gymnasium.registry.pop("SightOfFaults-v0")
@@ -192,7 +269,7 @@ def test_it_is_watched_only_where_somebody_wants_to_know() -> None:
     made = Paid([0.0])
     gymnasium.register("SightUnwatched-v0", lambda **_: made)
     assert look("SightUnwatched-v0", "sync").sparse and len(made.actions) == 256
-    assert not look("SightUnwatched-v0", "sync", watches=False).sparse and len(made.actions) == 256
+    assert not look("SightUnwatched-v0", "sync", watches=()).sparse and len(made.actions) == 256
 
 
 def test_a_vector_that_cannot_be_made_of_one() -> None:

@@ -15,7 +15,7 @@ from ppo_fast.envs.factory import _first_lengths
 from ppo_fast.envs.keywords import step_limit
 from ppo_fast.envs.sight import look
 from ppo_fast.envs.tensor import TensorVectorEnv
-from ppo_fast.run import resume, settle
+from ppo_fast.run import recipe, resume, settle
 from ppo_fast.run.run_flags import env_view
 from ppo_fast.train import Args
 
@@ -241,17 +241,22 @@ def test_the_recipe_says_why_and_nobody_else_plays_with_it() -> None:
 @pytest.mark.fitted
 def test_what_falls_is_seen_although_all_else_is_named() -> None:
     named = {"gamma": 0.98, "log_std_init": 0.1, "desired_kl": 0.02, "ent_coef": 0.1, "stagger_resets": True}
-    for left_out, chosen in (("stagger_resets", False), ("ent_coef", 0.0)):
+    named |= {"learning_rate": 1e-4, "lr_schedule": "constant"}
+    assert named.keys() == set(recipe.VECTORS.watched["continuous"])
+    far = {"gamma": 0.999, "log_std_init": 1.0, "desired_kl": 0.015, "learning_rate": 3e-4, "lr_schedule": "kl"}
+    for left_out, chosen in (*far.items(), ("stagger_resets", False), ("ent_coef", 0.0)):
         args = Args(env_id="MountainCarContinuous-v0", **{x: value for x, value in named.items() if x != left_out})
         assert getattr(settle.settle(args)[0], left_out) == chosen
 
 
 def test_a_run_of_before_the_flag_does_not_take_it_when_it_goes_on() -> None:
     """Its environments would not have the state that a staggered one has."""
-    saved = {name: value for name, value in vars(Args()).items() if name != "stagger_resets"}
+    saved = {name: value for name, value in vars(Args()).items() if name not in ("stagger_resets", "adv_std_min")}
     wanted = Args(stagger_resets=True)
     with pytest.raises(ValueError, match="--stagger-resets: is False in old and can't change"):
         resume.flags(wanted, saved, Path("old"), ["stagger_resets"])
+    with pytest.raises(ValueError, match=r"--adv-std-min: is 0\.0 in old and can't change"):
+        resume.flags(Args(adv_std_min=0.1), saved, Path("old"), ["adv_std_min"])
 
 
 @pytest.mark.parametrize("limit", [2**31 - 1, 10**10])

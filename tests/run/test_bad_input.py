@@ -84,7 +84,7 @@ BAD_WORDS: dict[tuple[str, ...], tuple[str, ...]] = {
     ("eval-episodes", "eval-every", "verify", "env-restarts"): WHOLE[1:],
     ("eval-max-steps", "eval-every-episodes"): WHOLE,
     ("seed",): ("-1", "2147483649", "1.5", "ten", ""),
-    ("learning-rate", "ent-coef", "vf-coef"): (*NOT_NEGATIVE, "1e999"),
+    ("learning-rate", "ent-coef", "vf-coef", "adv-std-min"): (*NOT_NEGATIVE, "1e999"),
     ("clip-coef", "max-grad-norm", "desired-kl", "env-timeout", "eval-seconds"): POSITIVE,
     ("target-kl", "max-runtime"): POSITIVE,
     ("gamma", "gae-lambda"): ("-0.1", "1.1", "nan", "inf", "ten", ""),

@@ -126,13 +126,13 @@ def test_help_is_shown_on_stdout_with_status_0(capsys: pytest.CaptureFixture[str
 def test_help_shows_the_flags_in_groups_and_what_a_user_needs(capsys: pytest.CaptureFixture[str]) -> None:
     for program in (train, train_lstm):
         with pytest.raises(SystemExit):
-            cli.parse(program.Args, ["--env-id", "Pendulum-v1", "--help"], program.__doc__ or "")
+            cli.parse(program.Args, ["--env-id", "MountainCar-v0", "--help"], program.__doc__ or "")
         out = capsys.readouterr().out
         places = [out.index(f" {group} options ") for group in ("algorithm", *GROUPS)]
         assert places == sorted(places) and out.index("--learning-rate") < places[1] < out.index("--total-timesteps")
         assert out.count(f"python -m {program.__name__} ") >= 3 and "metrics.jsonl" in out[: places[0]]
-        assert ("Preset of Pendulum-v1" in out) == program.Args.has_presets
-        assert not program.Args.has_presets or as_typed(presets.flags("Pendulum-v1")) in " ".join(out.split())
+        assert ("Preset of MountainCar-v0" in out) == program.Args.has_presets
+        assert not program.Args.has_presets or as_typed(presets.flags("MountainCar-v0")) in " ".join(out.split())
         assert "the engine's business" not in out  # what a reader of the code is told
         assert all(f"{name} " in out or f"{name}," in out for name in cli.flags_of(program.Args))
 

@@ -35,5 +35,5 @@ def test_an_environment_without_a_preset_has_no_flags() -> None:
 
 
 def test_flags_are_a_fresh_dict() -> None:
-    presets.flags("Pendulum-v1")["gamma"] = 0.5
-    assert presets.flags("Pendulum-v1")["gamma"] != 0.5
+    presets.flags("Hopper-v5")["ent_coef"] = 0.5
+    assert presets.flags("Hopper-v5")["ent_coef"] != 0.5

@@ -22,13 +22,17 @@ pytestmark = pytest.mark.fitted
 
 ACTIONS: list[tuple[Literal["discrete", "continuous"], int]] = [("discrete", 2), ("continuous", 1), ("continuous", 17)]
 OBSERVATIONS: list[tuple[Literal["table", "numbers"], int]] = [("table", 16), ("numbers", 3), ("numbers", 376)]
-IDLE = {"discrete": ((False, False),), "continuous": ((False, False), (True, False), (False, True))}  # sparse, falls
+# Of what is watched: sparse, falls, unrewarded.
+SEEN = {
+    "discrete": ((False, False, False), (False, False, True)),
+    "continuous": ((False, False, False), (True, False, False), (False, True, False)),
+}
 KINDS = [
-    Sight(actions, action_size, observation, observation_size, limit, reach, sparse, falls)
+    Sight(actions, action_size, observation, observation_size, limit, reach, *seen)
     for actions, action_size in ACTIONS
     for observation, observation_size in OBSERVATIONS
     for limit in (None, 20, 200, 1000, 27_000)
-    for sparse, falls in IDLE[actions]
+    for seen in SEEN[actions]
     for reach in ((2.0,) if action_size == 1 else (1.0,))
 ]
 
@@ -61,16 +65,24 @@ def test_it_chooses_flags_that_training_accepts(sight: Sight) -> None:
         replace(Args(), **{**flags, **named}).check()
 
 
-def test_what_is_watched_changes_the_watched_flags_alone() -> None:
+@pytest.mark.parametrize("own", [recipe.VECTORS, recipe.MEMORY])
+@pytest.mark.parametrize("actions", ["discrete", "continuous"])
+def test_what_is_watched_changes_the_watched_flags_alone(
+    own: recipe.Recipe, actions: Literal["discrete", "continuous"]
+) -> None:
     changed = set()
-    for own, sight in itertools.product((recipe.VECTORS, recipe.MEMORY), KINDS):
-        choices = [
-            own.choose(kind, {"total_timesteps": 500_000})
-            for kind in (sight, replace(sight, sparse=False, falls=False))
-        ]
-        seen, unseen = ({name: flag for choice in some for name, flag in choice.flags.items()} for some in choices)
-        changed |= {name for name in seen.keys() | unseen.keys() if seen.get(name) != unseen.get(name)}
-    assert changed == set(recipe.WATCHED)
+    for sight in (kind for kind in KINDS if kind.actions == actions):
+        unseen = replace(sight, sparse=False, falls=False, unrewarded=False)
+        flags, others = (
+            {
+                name: flag
+                for choice in own.choose(kind, {"total_timesteps": 500_000})
+                for name, flag in choice.flags.items()
+            }
+            for kind in (sight, unseen)
+        )
+        changed |= {name for name in flags.keys() | others.keys() if flags.get(name) != others.get(name)}
+    assert changed == set(own.watched[actions])
 
 
 @pytest.mark.parametrize("own", [recipe.VECTORS, recipe.MEMORY])
@@ -97,6 +109,42 @@ def test_one_number_and_a_goal_far_away_get_more_noise() -> None:
     for size in (1, 2):
         sparse = Sight("continuous", size, "numbers", 3, 1000, sparse=True)
         assert (chosen(sparse).get("gamma") == 0.999) is (size == 1)
+
+
+def test_where_nothing_is_rewarded_errors_of_the_values_stay_small() -> None:
+    numbers = Sight("discrete", 4, "numbers", 2, 100)
+    table = replace(numbers, observation="table")
+    for sight, quiet in ((numbers, False), (replace(numbers, unrewarded=True), True), (table, True)):
+        assert (chosen(sight).get("adv_std_min", 0.0) > 0) is quiet
+        assert "adv_std_min" not in chosen(sight, norm_reward=False)  # of rewards whose scale nobody knows
+        assert "adv_std_min" not in chosen(sight, norm_adv=False)  # since nothing is divided
+
+
+def test_nothing_is_known_before_a_far_corner_is_found() -> None:
+    """From the environment to the flags, and what is said of them."""
+    gymnasium.register("FarCorner-v0", lambda **_: Corner(), max_episode_steps=100)
+    try:
+        args, beginning = settle.settle(Args(env_id="FarCorner-v0"))
+        named, _ = settle.settle(Args(env_id="FarCorner-v0", norm_reward=False))
+    finally:
+        gymnasium.registry.pop("FarCorner-v0")
+    assert args.adv_std_min == 0.1 and "--adv-std-min 0.1 (small advantages" in " ".join(
+        "\n".join(beginning.notes).split()
+    )
+    assert named.adv_std_min == 0.0
+
+
+class Corner(gymnasium.Env):
+    """A reward that 256 random actions don't meet."""
+
+    observation_space = gymnasium.spaces.Box(0, 1, (2,))
+    action_space = gymnasium.spaces.Discrete(4)
+
+    def reset(self, *, seed=None, options=None):
+        return np.zeros(2, np.float32), {}
+
+    def step(self, action):
+        return np.zeros(2, np.float32), 0.0, False, False, {}
 
 
 class Lucky(gymnasium.Env):
@@ -130,7 +178,7 @@ def test_a_seed_chooses_the_same_each_time() -> None:
 def test_it_never_looks_at_a_name() -> None:
     assert {field.name for field in fields(Sight)} == {
         *("actions", "action_size", "observation", "observation_size", "time_limit", "reach", "sparse", "falls"),
-        "resets_singly",
+        *("unrewarded", "resets_singly"),
     }
 
 
@@ -160,12 +208,12 @@ def test_presets_come_first_unless_the_recipe_is_asked_for() -> None:
     assert settle.settle(Args(preset=False)) == (Args(preset=False, exp_name="train"), settle.Beginning())
 
 
-def test_tables_get_few_updates_and_a_long_discount() -> None:
+def test_tables_get_fewer_updates_and_a_long_discount() -> None:
     for limit in (None, 20, 1000):
         flags = chosen(Sight("discrete", 4, "table", 64, limit))
         assert flags == {
-            **{"norm_reward": True, "clip_vloss": False, "gamma": 0.999},
-            **{name: recipe.VECTORS.defaults[name] for name in ("num_envs", "num_steps", "num_minibatches")},
+            **{"norm_reward": True, "clip_vloss": False, "gamma": 0.999, "adv_std_min": 0.1},
+            **{"num_envs": 64, "num_steps": 64, "update_epochs": 4, "num_minibatches": 8},
         }
     numbers = chosen(Sight("discrete", 4, "numbers", 8, 1000))
     assert "gamma" not in numbers and (numbers["update_epochs"], numbers["ent_coef"]) == (8, 0.005)
@@ -212,7 +260,6 @@ def test_few_numbers_and_long_episodes_keep_their_noise() -> None:
     for other in (
         replace(seen, action_size=0),
         replace(seen, action_size=3),
-        replace(seen, time_limit=200),
         replace(seen, time_limit=None),
         replace(seen, action_size=1, sparse=True),
         replace(seen, action_size=1, falls=True),
@@ -237,10 +284,25 @@ def test_what_keeps_noise_is_said_but_for_what_is_the_default() -> None:
     kwargs = {"max_episode_steps": 1000}
     said = "\n".join(settle.what_is_set(Args(env_id="Pendulum-v1", recipe=True, env_kwargs=kwargs)))
     assert "--ent-coef 0.005 (a bonus that keeps noise)" in said and "as large as" not in said
-    said = "\n".join(settle.what_is_set(Args(env_id="Pendulum-v1", recipe=True)))
+    said = " ".join("\n".join(settle.what_is_set(Args(env_id="CheetahRun-v1"))).split())
     assert "--desired-kl 0.015 (changes as large as the policy bears)" in said and "keeps noise" not in said
-    said = "\n".join(settle.what_is_set(Args(env_id="Pendulum-v1", recipe=True, desired_kl=0.02, ent_coef=0.1)))
+    named = {"desired_kl": 0.02, "lr_schedule": "kl", "learning_rate": 1e-4, "ent_coef": 0.1}
+    said = "\n".join(settle.what_is_set(Args(env_id="Pendulum-v1", recipe=True, env_kwargs=kwargs, **named)))
     assert "changes" not in said and "bonus" not in said  # nothing is said of what was named
+
+
+def test_what_many_short_episodes_have_taught_settles() -> None:
+    for size, limit in ((1, 200), (2, 50), (7, 100)):
+        flags = chosen(Sight("continuous", size, "numbers", 5, limit))
+        assert (flags["lr_schedule"], flags["learning_rate"], flags["ent_coef"]) == ("linear", 5e-4, 0.0)
+        assert "desired_kl" not in flags
+    one = Sight("continuous", 1, "numbers", 5, 200)
+    for other in (replace(one, falls=True), replace(one, sparse=True), replace(one, time_limit=201)):
+        assert (chosen(other)["lr_schedule"], chosen(other)["learning_rate"]) == ("kl", 3e-4)
+    for named in ({"lr_schedule": "kl"}, {"lr_schedule": "constant"}, {"anneal_lr": False}, {"desired_kl": 0.03}):
+        flags = {"anneal_lr": True, **named}  # whoever wants another rate than one that falls gets what fits it
+        assert (chosen(one, **flags)["learning_rate"], chosen(one, **flags)["desired_kl"]) == (3e-4, 0.015)
+    assert chosen(one, anneal_lr=True, lr_schedule="linear")["learning_rate"] == 5e-4
 
 
 def test_what_lasts_as_long_each_time_is_staggered() -> None:
