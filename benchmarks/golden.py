@@ -106,6 +106,9 @@ def difference(old: dict[str, Any], new: dict[str, Any], ignore: tuple[str, ...]
 def main(args: Args) -> int:
     """Run every case on both sides and print a line each; 1 when one differs."""
     wrong = 0
+    unknown = [name for name in args.only if name not in CASES]
+    if unknown:
+        sys.exit(f"error: --only: no case {unknown[0]!r}; there are {', '.join(map(repr, CASES))}")
     root = Path(__file__).resolve().parent.parent
     with tempfile.TemporaryDirectory() as scratch:
         other = Path(scratch) / "tree"

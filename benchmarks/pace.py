@@ -96,6 +96,9 @@ def compare(case: Case, before: Path, now: Path, scratch: Path, rounds: int) -> 
 
 def main(args: Args) -> None:
     """Run every case and print a line each."""
+    unknown = [name for name in args.only if name not in CASES]
+    if unknown:
+        sys.exit(f"error: --only: no case {unknown[0]!r}; there are {', '.join(map(repr, CASES))}")
     root = Path(__file__).resolve().parent.parent
     figures = {}
     with tempfile.TemporaryDirectory() as name:
