@@ -283,6 +283,22 @@ def test_a_vector_that_cannot_be_made_of_one() -> None:
         look("SightOfFour-v0")
 
 
+def test_a_reward_of_one_environment_is_a_reward() -> None:
+    made = [Choosing() for _ in range(4)]
+
+    def vector(num_envs: int, **_) -> gymnasium.vector.VectorEnv:
+        assert num_envs == 4
+        return gymnasium.vector.SyncVectorEnv([lambda env=env: env for env in made])
+
+    gymnasium.register("SightOfOne-v0", vector_entry_point=vector)
+    try:
+        assert look("SightOfOne-v0", num_envs=4).unrewarded
+        made[2].rewards = [1.0]
+        assert not look("SightOfOne-v0", num_envs=4).unrewarded
+    finally:
+        gymnasium.registry.pop("SightOfOne-v0")
+
+
 def test_an_unknown_id_is_one_line() -> None:
     with pytest.raises(ValueError, match=r"^--env-id: no environment 'CartPool-v1'; did you mean"):
         look("CartPool-v1")

@@ -139,12 +139,29 @@ class Corner(gymnasium.Env):
 
     observation_space = gymnasium.spaces.Box(0, 1, (2,))
     action_space = gymnasium.spaces.Discrete(4)
+    steps = 0
 
     def reset(self, *, seed=None, options=None):
         return np.zeros(2, np.float32), {}
 
     def step(self, action):
+        self.steps += 1
         return np.zeros(2, np.float32), 0.0, False, False, {}
+
+
+def test_nothing_is_stepped_for_what_is_named() -> None:
+    made = Corner()
+    gymnasium.register("FarCorner-v0", lambda **_: made, max_episode_steps=100)
+    try:
+        settle.settle(Args(env_id="FarCorner-v0", gamma=0.98))
+        assert made.steps == 256
+        made.steps = 0
+        settle.settle(Args(env_id="FarCorner-v0", adv_std_min=0.2))
+        assert made.steps == 0
+        settle.settle(train_lstm.Args(env_id="FarCorner-v0"))  # whose recipe would make nothing of it
+        assert made.steps == 0
+    finally:
+        gymnasium.registry.pop("FarCorner-v0")
 
 
 class Lucky(gymnasium.Env):
