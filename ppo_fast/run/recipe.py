@@ -83,7 +83,7 @@ def _discrete(sight: Sight, fixed: Mapping[str, Any]) -> list[Choice]:
         # of 4 minibatches the way past a cliff stays longer than it need be (LOG.md).
         sizes = {**rollout, "update_epochs": 4, "num_minibatches": num_minibatches}
         return [
-            Choice(sizes, "a table: fewer updates, since luck may be a part of it"),
+            Choice(sizes, "a table: more updates, but not so many that luck is learned"),
             *quiet,
             Choice({"gamma": 0.999}, "a table: what is far counts"),
         ]
