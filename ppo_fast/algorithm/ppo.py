@@ -148,7 +148,7 @@ def normalize_minibatches(
     Args:
         valid: (B, ...) bool.
         reduce: sums a tensor over the processes that each have a part of every minibatch; None for one process.
-        least_std: as there.
+        least_std: as in `normalize_advantage`.
     """
     small, number_of_larger = divmod(len(advantage), num_minibatches)
     end_of_larger = number_of_larger * (small + 1)

@@ -58,7 +58,7 @@ def memory(sight: Sight, fixed: Mapping[str, Any]) -> list[Choice]:
     """For a policy that remembers, whose defaults fit discrete actions otherwise."""
     if sight.actions == "continuous":
         follow = Choice({"lr_schedule": "kl"}, "continuous actions: steps as large as the policy bears")
-        return [follow, FAR] if _kind(sight, fixed) == "far" else [follow]
+        return [follow, FAR] if _is_far(sight) else [follow]
     return [Choice({"target_kl": 0.08}, "discrete actions: no epoch after one that moved the policy far")]
 
 
@@ -76,7 +76,7 @@ def _discrete(sight: Sight, fixed: Mapping[str, Any]) -> list[Choice]:
     """Actions to choose from."""
     rollout = _rollout(fixed, num_envs=64, rows=4096, most_steps=128)
     num_minibatches = _minibatches(rollout, 512, 8)
-    # The least deviation is one of scaled rewards.
+    # 0.1 is meant for scaled rewards.
     quiet = [QUIET] if fixed.get("norm_reward", True) and fixed.get("norm_adv", True) else []
     if sight.observation == "table":
         # What follows an action may be chance (FrozenLake), and more updates fit the luck of a rollout. With 3 epochs
@@ -140,10 +140,8 @@ CHANGES: dict[Kind, Choice] = {
 
 
 def _kind(sight: Sight, fixed: Mapping[str, Any]) -> Kind:
-    """The first that fits, with continuous actions."""
-    # Small noise, drawn anew in each step, would find no reward. Of more numbers one finds something, and more noise
-    # helps some of such tasks and harms others (LOG.md).
-    if sight.sparse and sight.action_size == 1:
+    """The first that fits, with continuous actions, of those that the named flags allow."""
+    if _is_far(sight):
         return "far"
     # With one number, as of an inverted pendulum, smaller changes seem only to take longer (LOG.md).
     if sight.falls:
@@ -153,14 +151,21 @@ def _kind(sight: Sight, fixed: Mapping[str, Any]) -> Kind:
     # With a rate by the KL some swing-ups of a pendulum (200 steps) stay poor; Reacher and Pusher lose nothing by one
     # that falls (LOG.md).
     if sight.time_limit <= SHORT_EPISODE:
-        return "short" if _may_fall(fixed) else "plain"
+        return "short" if _may_anneal(fixed) else "plain"
     # Chosen on tasks of 1,000 steps and 16 environments. A robot of more numbers lost by a like change; between 200 and
     # 1,000 steps nothing was tried (LOG.md).
     return "late" if 1 <= sight.action_size <= 2 else "plain"
 
 
-def _may_fall(fixed: Mapping[str, Any]) -> bool:
-    """Whether nobody wants another learning rate than one that falls."""
+def _is_far(sight: Sight) -> bool:
+    """Whether a goal has to be found by one number."""
+    # Small noise, drawn anew in each step, would find no reward. Of more numbers one finds something, and more noise
+    # helps some of such tasks and harms others (LOG.md).
+    return sight.sparse and sight.action_size == 1
+
+
+def _may_anneal(fixed: Mapping[str, Any]) -> bool:
+    """Whether no flag that is named asks for another learning rate than one that falls linearly."""
     is_linear = fixed.get("lr_schedule", "linear") == "linear" and fixed.get("anneal_lr", True)
     return is_linear and "desired_kl" not in fixed
 
